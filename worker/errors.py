@@ -1,0 +1,141 @@
+"""Every exception this service raises on purpose, split by who must act.
+
+LedgerError
+├── ConfigurationError        the operator must act              exit 2
+│   ├── InvalidSettings       a setting is missing or wrong
+│   ├── SchemaMissing         no tables: run `worker migrate`
+│   ├── SchemaOutdated        tables older than the code: run `worker migrate`
+│   ├── SchemaNewer           tables newer than the code: deploy the newer code
+│   ├── NotDurable            a store could lose what it acknowledged
+│   └── StackError            the embedded local stack could not start
+├── RequestError              the producer must act              exit 2, HTTP 4xx
+│   ├── InvalidRequest        400: what was sent cannot be a job
+│   │   ├── MalformedId
+│   │   ├── NotJSON
+│   │   ├── UnknownTask
+│   │   ├── UnknownQueue
+│   │   └── ArgumentsMismatch
+│   ├── TooLarge              413: over a size limit
+│   ├── NotFound              404: no such job
+│   └── Conflict              409: the id, the key or the state says no
+├── Unavailable               try again later                    exit 3, HTTP 503
+└── LeaseLost                 nobody: expected, the job was rescued
+
+Messages say what was wrong, what was expected and what to do, in one sentence.
+"""
+
+from __future__ import annotations
+
+
+class LedgerError(Exception):
+    """Base of every exception this service raises on purpose."""
+
+    status = 500
+    exit_code = 1
+
+
+class ConfigurationError(LedgerError):
+    """The operator must change something before this can work."""
+
+    exit_code = 2
+
+
+class InvalidSettings(ConfigurationError):
+    """One or more settings are missing or wrong; the message lists every one."""
+
+
+class SchemaMissing(ConfigurationError):
+    """The database has no tables of this service."""
+
+    def __init__(self) -> None:
+        super().__init__("The database has no celery-ledger tables; run `worker migrate`.")
+
+
+class SchemaOutdated(ConfigurationError):
+    """The database's tables are older than this code."""
+
+    def __init__(self, found: str, expected: str) -> None:
+        super().__init__(
+            f"The database schema is at {found}, this code needs {expected}; run `worker migrate`."
+        )
+
+
+class SchemaNewer(ConfigurationError):
+    """The database's tables are newer than this code knows."""
+
+    def __init__(self, found: str, expected: str) -> None:
+        super().__init__(
+            f"The database schema is at {found}, which this code (at {expected}) does not know;"
+            " deploy the version that made it."
+        )
+
+
+class NotDurable(ConfigurationError):
+    """A store is set up so that it may lose what it acknowledged."""
+
+
+class StackError(ConfigurationError):
+    """The embedded local stack could not start."""
+
+
+class RequestError(LedgerError):
+    """The producer must change the request."""
+
+    status = 400
+    exit_code = 2
+
+
+class InvalidRequest(RequestError):
+    """What was sent cannot be a job."""
+
+
+class MalformedId(InvalidRequest):
+    """A job id that the ledger cannot hold."""
+
+
+class NotJSON(InvalidRequest):
+    """A payload that is not JSON."""
+
+
+class UnknownTask(InvalidRequest):
+    """No worker has ever published a task of this name."""
+
+
+class UnknownQueue(InvalidRequest):
+    """No worker has ever consumed this queue."""
+
+
+class ArgumentsMismatch(InvalidRequest):
+    """The arguments do not fit the task's signature."""
+
+
+class TooLarge(RequestError):
+    """A payload over its size limit."""
+
+    status = 413
+
+
+class NotFound(RequestError):
+    """No job has this id."""
+
+    status = 404
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(f"No job has the id {job_id!r}; `worker job list` shows those there are.")
+
+
+class Conflict(RequestError):
+    """The id or the idempotency key is taken by another job, or the job's state forbids this."""
+
+    status = 409
+
+
+class Unavailable(LedgerError):
+    """A store cannot be reached now; the same request may succeed later."""
+
+    status = 503
+    exit_code = 3
+
+
+class LeaseLost(LedgerError):
+    """This worker's lease is gone: its jobs were rescued, and another worker has them."""

@@ -1,0 +1,206 @@
+"""A job as it is enqueued, as it is claimed, as it is finished, and as it is read."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from worker.jobs.states import State
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A Celery task message (protocol 2), whole, so that it can be delivered from the row alone.
+
+    Attributes:
+        envelope: JSON text of `{"headers", "properties", "content-type", "content-encoding"}`.
+        body: the serialized `[args, kwargs, embed]`, verbatim.
+    """
+
+    envelope: str
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class NewJob:
+    """A job about to be enqueued.
+
+    Attributes:
+        id: 1 to 255 bytes, see `worker.jobs.ids`.
+        task: the Celery task name.
+        queue: the queue's name.
+        list: the Redis list that its doorbell goes to (queue and priority).
+        priority: 0 to 9.
+        message: what the worker will be given.
+        delay: seconds from now until it may run, `None` or not above 0 for at once.
+        expires: seconds from now after which it will not be started, `None` for never.
+        key: the idempotency key, `None` for none.
+        parent_id, root_id, group_id: correlation ids.
+    """
+
+    id: str
+    task: str
+    queue: str
+    list: str
+    message: Message
+    priority: int = 0
+    delay: float | None = None
+    expires: float | None = None
+    key: str | None = None
+    parent_id: str | None = None
+    root_id: str | None = None
+    group_id: str | None = None
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it may run at once."""
+        return self.delay is None or self.delay <= 0
+
+    @property
+    def fingerprint(self) -> bytes:
+        """SHA-256 over what makes two enqueues with one id or key the same request."""
+        digest = hashlib.sha256()
+        for part in (self.task.encode(), self.queue.encode(), self.message.body):
+            digest.update(len(part).to_bytes(8, "big"))
+            digest.update(part)
+        return digest.digest()
+
+
+@dataclass(frozen=True, slots=True)
+class Ring:
+    """A doorbell to push: job `id` of `list` is ready; `seq` is its dispatch sequence number."""
+
+    id: str
+    list: str
+    seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class Enqueued:
+    """The ledger's answer to an enqueue.
+
+    Attributes:
+        id: the job's id; with an idempotency key it may be that of an earlier enqueue.
+        created: False when an identical job was there already.
+        ring: the doorbell to push now, `None` when the job is not due or was there before.
+    """
+
+    id: str
+    created: bool
+    ring: Ring | None
+
+
+@dataclass(frozen=True, slots=True)
+class Fence:
+    """The fencing token of one attempt: only who holds it may write the job's end."""
+
+    id: str
+    attempt: int
+    lease: str
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A job granted to this worker's lease."""
+
+    fence: Fence
+    task: str
+    queue: str
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A job that ends without ever having been enqueued: a later step of a chain that failed."""
+
+    id: str
+    task: str
+    state: State
+    result: bytes | None = None
+    result_type: str | None = None
+    error: str | None = None
+    traceback: str | None = None
+    parent_id: str | None = None
+    root_id: str | None = None
+    group_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """How one attempt ended, and what becomes of the job.
+
+    Attributes:
+        fence: who may write it.
+        state: the job's next state.
+        outcome: the word kept in the attempt's row: succeeded, failed, retried, released, lost,
+            cancelled.
+        result: the encoded return value, or the encoded exception.
+        result_type: the content type of `result`.
+        error: one line.
+        traceback: text.
+        children: JSON text of the ids of what the task enqueued, for `AsyncResult.children`.
+        delay: seconds until it may run again, when `state` is scheduled.
+        replacement: the job as it shall run next, when a retry changed it.
+        outbox: jobs that come to be only if this finish is granted: links, the next of a chain.
+        ended: jobs that end with it: the later steps of a chain that failed.
+    """
+
+    fence: Fence
+    state: State
+    outcome: str
+    result: bytes | None = None
+    result_type: str | None = None
+    error: str | None = None
+    traceback: str | None = None
+    children: str | None = None
+    delay: float | None = None
+    replacement: NewJob | None = None
+    outbox: tuple[NewJob, ...] = ()
+    ended: tuple[Ended, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One attempt that did not simply succeed."""
+
+    number: int
+    outcome: str
+    worker: str | None
+    started_at: datetime | None
+    ended_at: datetime
+    error: str | None
+    traceback: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A job as the ledger knows it now. Times are the database's, with time zone."""
+
+    id: str
+    task: str
+    queue: str
+    priority: int
+    state: State
+    attempt: int
+    lost: int
+    suspect: bool
+    created_at: datetime
+    run_at: datetime | None
+    started_at: datetime | None
+    finished_at: datetime | None
+    expires_at: datetime | None
+    worker: str | None
+    key: str | None
+    parent_id: str | None
+    root_id: str | None
+    group_id: str | None
+    error: str | None
+    traceback: str | None
+    message: Message
+    result: bytes | None
+    result_type: str | None
+    children: str | None
+    progress: bytes | None
+    progress_state: str | None
+    attempts: tuple[Attempt, ...] = field(default=())

@@ -1,0 +1,177 @@
+"""Celery task messages (protocol 2), built without Celery.
+
+Source: "Message Protocol", version 2, of Celery's documentation; the fields and their order are
+what `celery.app.amqp.AMQP.as_task_v2` of Celery 5.7 sends.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from worker.errors import InvalidRequest, NotJSON, TooLarge
+from worker.jobs.ids import checked_id, new_id
+from worker.jobs.job import Message, NewJob
+from worker.jobs.queues import MAX_QUEUE_BYTES, list_of
+
+#: Longest `argsrepr` and `kwargsrepr`, in characters: what logs and Flower show of the arguments.
+REPR_LIMIT = 1024
+MAX_KEY_BYTES = 255
+#: How deep a payload may nest; CPython's JSON parser recurses and fails near 1,000.
+MAX_DEPTH = 100
+
+
+def new_job(
+    task: str,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    queue: str = "celery",
+    priority: int = 0,
+    delay: float | None = None,
+    expires: float | None = None,
+    key: str | None = None,
+    job_id: str | None = None,
+    max_bytes: int = 1 << 20,
+) -> NewJob:
+    """A job ready to be enqueued.
+
+    Args:
+        task: the Celery task name.
+        args, kwargs: JSON-able arguments.
+        queue: the queue's name, 1 to 255 bytes.
+        priority: 0 (first) to 9.
+        delay: seconds until it may run.
+        expires: seconds after which it will not be started.
+        key: idempotency key, 1 to 255 bytes.
+        job_id: default a new UUIDv7.
+        max_bytes: the largest body allowed.
+
+    Raises:
+        InvalidRequest: a name, number or key that cannot be.
+        NotJSON: arguments that JSON cannot hold.
+        TooLarge: a body over `max_bytes`.
+    """
+    chosen = new_id() if job_id is None else checked_id(job_id)
+    _check_text("task name", task)
+    _check_text("queue name", queue, MAX_QUEUE_BYTES)
+    if key is not None:
+        _check_text("idempotency key", key, MAX_KEY_BYTES)
+    if isinstance(priority, bool) or not isinstance(priority, int) or not 0 <= priority <= 9:
+        raise InvalidRequest(f"A priority is a whole number from 0 (first) to 9, not {priority!r}.")
+    if not isinstance(args, (list, tuple)):
+        raise InvalidRequest(f"args must be a list, not {type(args).__name__}.")
+    if kwargs is not None and not isinstance(kwargs, Mapping):
+        raise InvalidRequest(f"kwargs must be an object, not {type(kwargs).__name__}.")
+    body = encoded_body(list(args), dict(kwargs or {}), max_bytes)
+    return NewJob(
+        id=chosen,
+        task=task,
+        queue=queue,
+        list=list_of(queue, priority),
+        priority=priority,
+        delay=_seconds("delay", delay),
+        expires=_seconds("expires", expires),
+        key=key,
+        root_id=chosen,
+        message=Message(_envelope(chosen, task, args, kwargs or {}, priority), body),
+    )
+
+
+def encoded_body(args: list[Any], kwargs: dict[str, Any], max_bytes: int) -> bytes:
+    """The body `[args, kwargs, embed]` as JSON.
+
+    Raises:
+        NotJSON: JSON cannot hold it, or it nests deeper than `MAX_DEPTH`.
+        TooLarge: it has more than `max_bytes` bytes.
+    """
+    embed = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
+    if depth_of([args, kwargs]) > MAX_DEPTH:
+        raise NotJSON(f"The arguments nest deeper than {MAX_DEPTH} levels; flatten them.")
+    try:
+        body = json.dumps([args, kwargs, embed]).encode()
+    except (TypeError, ValueError) as exc:
+        raise NotJSON(f"The arguments cannot be written as JSON: {exc}.") from None
+    if len(body) > max_bytes:
+        raise TooLarge(
+            f"The payload has {len(body)} bytes, the limit is {max_bytes}; store large data"
+            " elsewhere and pass a reference, or raise WORKER_PAYLOAD_MAX_BYTES."
+        )
+    return body
+
+
+def depth_of(value: Any) -> int:
+    """How deep lists and objects nest in `value`, without recursion."""
+    depth, level = 0, [value]
+    while level and depth <= MAX_DEPTH + 1:
+        depth += 1
+        below: list[Any] = []
+        for item in level:
+            if isinstance(item, Mapping):
+                below.extend(item.values())
+            elif isinstance(item, (list, tuple)):
+                below.extend(item)
+        level = [item for item in below if isinstance(item, (Mapping, list, tuple))]
+    return depth
+
+
+def _envelope(
+    job_id: str, task: str, args: Sequence[Any], kwargs: Mapping[str, Any], priority: int
+) -> str:
+    headers = {
+        "lang": "py",
+        "task": task,
+        "id": job_id,
+        "shadow": None,
+        "eta": None,
+        "expires": None,
+        "group": None,
+        "group_index": None,
+        "retries": 0,
+        "timelimit": [None, None],
+        "root_id": job_id,
+        "parent_id": None,
+        "argsrepr": repr(tuple(args))[:REPR_LIMIT],
+        "kwargsrepr": repr(dict(kwargs))[:REPR_LIMIT],
+        "origin": f"{os.getpid()}@{socket.gethostname()}",
+        "ignore_result": False,
+        "replaced_task_nesting": 0,
+        "stamped_headers": None,
+        "stamps": {},
+    }
+    properties = {
+        "correlation_id": job_id,
+        "reply_to": "",
+        "delivery_mode": 2,
+        "priority": priority,
+    }
+    return json.dumps(
+        {
+            "headers": headers,
+            "properties": properties,
+            "content-type": "application/json",
+            "content-encoding": "utf-8",
+        }
+    )
+
+
+def _check_text(what: str, value: object, max_bytes: int = 255) -> None:
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise InvalidRequest(f"A {what} must be a non-empty text without NUL, not {value!r}.")
+    try:
+        size = len(value.encode())
+    except UnicodeEncodeError:
+        raise InvalidRequest(f"A {what} must be valid Unicode.") from None
+    if size > max_bytes:
+        raise InvalidRequest(f"A {what} may have at most {max_bytes} bytes; this one has {size}.")
+
+
+def _seconds(what: str, value: object) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 10**9:
+        raise InvalidRequest(f"{what} must be seconds from 0 to below 1e9, not {value!r}.")
+    return float(value)

@@ -1,0 +1,1 @@
+"""The ledger: every job and every attempt, in Postgres. May touch: SQLAlchemy. May not: decide."""

@@ -1,0 +1,102 @@
+"""What people do to a job from outside: cancel it, replay it, forget its result."""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection, text
+
+from worker.errors import Conflict, NotFound
+from worker.jobs.job import Ring
+from worker.ledger.database import Ledger
+
+_CANCEL = text("""
+    WITH locked AS MATERIALIZED (
+        SELECT id, state AS was, lease AS held_by FROM jobs
+        WHERE id = :id AND state IN ('scheduled', 'queued', 'running')
+        FOR UPDATE
+    ), moved AS (
+        UPDATE jobs
+        SET state = 'cancelled', error = :reason, finished_at = clock_timestamp(), lease = NULL
+        FROM locked WHERE jobs.id = locked.id
+        RETURNING jobs.id, jobs.attempt, jobs.worker, jobs.started_at, locked.was, locked.held_by
+    ), noted AS (
+        INSERT INTO attempts (job_id, number, outcome, lease, worker, started_at, error)
+        SELECT id, attempt, 'cancelled', held_by, worker, started_at, :reason FROM moved
+        WHERE was = 'running'
+        ON CONFLICT DO NOTHING
+    )
+    SELECT id FROM moved
+""")
+
+_REPLAY = text("""
+    UPDATE jobs
+    SET state = 'queued', lost = 0, suspect = false, lease = NULL, result = NULL,
+        result_type = NULL, children = NULL, error = NULL, traceback = NULL, finished_at = NULL,
+        expires_at = NULL, run_at = NULL, dispatch_seq = nextval('dispatch_seq'),
+        dispatched_at = clock_timestamp(), rings = 1
+    WHERE id = :id AND state IN ('failed', 'cancelled') AND list <> ''
+    RETURNING id, list, dispatch_seq
+""")
+
+_FORGET = text("""
+    UPDATE jobs SET result = NULL, result_type = NULL, traceback = NULL, children = NULL
+    WHERE id = :id AND state IN ('succeeded', 'failed', 'cancelled')
+""")
+
+_STATE = text("SELECT state FROM jobs WHERE id = :id")
+
+
+def cancel(ledger: Ledger, job_id: str, reason: str) -> None:
+    """Cancel a job that has not ended; a running one is cancelled at once, its finish is stale.
+
+    Raises:
+        NotFound: no job has this id.
+        Conflict: it has ended already.
+        Unavailable: Postgres is away.
+    """
+
+    def work(connection: Connection) -> None:
+        parameters = {"id": job_id, "reason": reason}
+        if connection.execute(_CANCEL, parameters).first() is None:
+            state = _state(connection, job_id)
+            if state != "cancelled":  # repeating a cancel is no fault
+                raise Conflict(
+                    f"Job {job_id} has {state} already; only a waiting or running job"
+                    " can be cancelled."
+                )
+
+    ledger.run(work)
+
+
+def replay(ledger: Ledger, job_id: str) -> Ring:
+    """Queue a failed or cancelled job again, with its history kept; its doorbell is yet to ring.
+
+    Raises:
+        NotFound: no job has this id.
+        Conflict: it is not failed or cancelled.
+        Unavailable: Postgres is away.
+    """
+
+    def work(connection: Connection) -> Ring:
+        row = connection.execute(_REPLAY, {"id": job_id}).first()
+        if row is None:
+            state = _state(connection, job_id)
+            raise Conflict(
+                f"Job {job_id} is {state}; only a failed or cancelled job that was once"
+                " enqueued can be replayed."
+            )
+        return Ring(*row)
+
+    return ledger.run(work)
+
+
+def forget(ledger: Ledger, job_id: str) -> None:
+    """Drop the result of a job that has ended; that it ended, and how, stays known."""
+    with ledger.transaction() as connection:
+        connection.execute(_FORGET, {"id": job_id})
+
+
+def _state(connection: Connection, job_id: str) -> str:
+    row = connection.execute(_STATE, {"id": job_id}).first()
+    if row is None:
+        raise NotFound(job_id)
+    return str(row.state)

@@ -1,0 +1,134 @@
+"""Grant jobs to a worker's lease: each to one worker, in one guarded statement a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy import Connection, text
+
+from worker.jobs.job import Claim, Fence, Message, NewJob
+from worker.ledger.database import Ledger
+from worker.ledger.enqueue import insert
+
+# The claim locks its own unexpired lease row. Expiry deletes that row first and takes the jobs in
+# a second statement: so either the claim finds no lease, or expiry finds the claim (PROTOCOL 6).
+_MINE = """
+    mine AS MATERIALIZED (
+        SELECT lease, name FROM workers
+        WHERE lease = :lease AND expires_at > clock_timestamp()
+        FOR KEY SHARE
+    )
+"""
+
+_GRANT = """
+    UPDATE jobs
+    SET state = 'running', attempt = attempt + 1, lease = mine.lease, worker = mine.name,
+        started_at = clock_timestamp(), progress = NULL, progress_state = NULL
+    FROM wanted, mine
+    WHERE jobs.id = wanted.id AND jobs.state = 'queued'
+    RETURNING jobs.id, jobs.attempt, jobs.lease, jobs.task, jobs.queue, jobs.envelope, jobs.body
+"""
+
+_CLAIM = text(f"""
+    WITH {_MINE}, wanted AS MATERIALIZED (
+        SELECT jobs.id FROM jobs, mine
+        WHERE jobs.id = ANY(CAST(:ids AS text[])) AND jobs.state = 'queued' AND NOT jobs.suspect
+          AND (jobs.expires_at IS NULL OR jobs.expires_at > clock_timestamp())
+        ORDER BY jobs.id
+        FOR UPDATE OF jobs
+    )
+    {_GRANT}
+""")  # noqa: S608 -- constants of this module
+
+_CLAIM_SUSPECT = text(f"""
+    WITH {_MINE}, wanted AS MATERIALIZED (
+        SELECT jobs.id FROM jobs, mine
+        WHERE jobs.state = 'queued' AND jobs.suspect AND jobs.queue = ANY(CAST(:queues AS text[]))
+          AND (jobs.expires_at IS NULL OR jobs.expires_at > clock_timestamp())
+        ORDER BY jobs.id
+        LIMIT 1
+        FOR UPDATE OF jobs SKIP LOCKED
+    )
+    {_GRANT}
+""")  # noqa: S608 -- constants of this module
+
+_HELD = text("""
+    SELECT id, attempt, lease, task, queue, envelope, body FROM jobs
+    WHERE state = 'running' AND lease = :lease AND id = ANY(CAST(:ids AS text[]))
+""")
+
+_SUSPECTS_WAIT = text("""
+    SELECT EXISTS (
+        SELECT FROM jobs
+        WHERE state = 'queued' AND suspect AND queue = ANY(CAST(:queues AS text[]))
+    )
+""")
+
+
+def claim(ledger: Ledger, lease: str, ids: Sequence[str]) -> list[Claim]:
+    """Claim those of `ids` that are queued, due and no suspects, for `lease`.
+
+    A commit whose reply was lost is not lost: the repeated claim also returns what this lease
+    already holds of `ids`. The caller therefore passes no id that it knows to hold.
+
+    Raises:
+        Unavailable: Postgres is away; call again with the same ids before giving them up.
+    """
+
+    def work(connection: Connection) -> list[Claim]:
+        granted = _claims(connection, lease, ids)
+        if len(granted) < len(ids):
+            missing = sorted(set(ids) - {claim.fence.id for claim in granted})
+            granted += _rows(connection.execute(_HELD, {"lease": lease, "ids": missing}))
+        return granted
+
+    return ledger.run(work) if ids else []
+
+
+def adopt(ledger: Ledger, lease: str, jobs: Sequence[NewJob]) -> list[Claim]:
+    """Insert `jobs`, which producers put into Redis without the ledger, and claim those due.
+
+    A job that is known already is left as it is. One with a future time waits as a row.
+
+    Raises:
+        Unavailable: Postgres is away; the messages stay noted in Redis.
+    """
+
+    def work(connection: Connection) -> list[Claim]:
+        insert(connection, jobs)
+        return _claims(connection, lease, [job.id for job in jobs])
+
+    return ledger.run(work) if jobs else []
+
+
+def claim_suspect(ledger: Ledger, lease: str, queues: Sequence[str]) -> Claim | None:
+    """Claim one suspect of `queues` for `lease`, whose process must hold nothing else."""
+
+    def work(connection: Connection) -> Claim | None:
+        rows = connection.execute(_CLAIM_SUSPECT, {"lease": lease, "queues": list(queues)})
+        claims = _rows(rows)
+        return claims[0] if claims else None
+
+    return ledger.run(work)
+
+
+def suspects_wait(ledger: Ledger, queues: Sequence[str]) -> bool:
+    """Whether a suspect of `queues` waits for a process to run alone in."""
+    with ledger.transaction() as connection:
+        return bool(connection.execute(_SUSPECTS_WAIT, {"queues": list(queues)}).scalar())
+
+
+def _claims(connection: Connection, lease: str, ids: Sequence[str]) -> list[Claim]:
+    return _rows(connection.execute(_CLAIM, {"lease": lease, "ids": list(ids)}))
+
+
+def _rows(rows: object) -> list[Claim]:
+    return [
+        Claim(
+            Fence(row.id, row.attempt, row.lease),
+            row.task,
+            row.queue,
+            Message(row.envelope, bytes(row.body)),
+        )
+        for row in rows  # type: ignore[attr-defined] # a CursorResult
+    ]

@@ -1,0 +1,172 @@
+"""The connection to Postgres, and what its errors mean to the rest of the house."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection, Engine, create_engine, text
+from sqlalchemy.exc import DataError, DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from worker.errors import LedgerError, SchemaMissing, Unavailable
+
+T = TypeVar("T")
+
+#: SQLSTATEs after which the same transaction may simply be tried again.
+_DEADLOCK, _SERIALIZATION = "40P01", "40001"
+#: The server refuses or ends the session: crash, shutdown, too many connections, starting up.
+_AWAY_CLASSES = ("08", "57P", "53")
+_UNDEFINED_TABLE = "42P01"
+_TRIES = 5
+
+
+class Refused(LedgerError):
+    """Postgres refuses the data itself: trying again cannot help."""
+
+
+class Ledger:
+    """One process's door to the ledger: an engine, and errors in the house's words.
+
+    Every statement that changes jobs runs in READ COMMITTED. Safe to use from several threads;
+    after a fork, the child gets connections of its own.
+
+    Args:
+        url: SQLAlchemy URL, `postgresql+psycopg2://…`.
+        name: shown in `pg_stat_activity` as `application_name`.
+        connect_timeout: seconds until an unreachable server counts as away.
+        connections: the most connections this process opens.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        name: str = "celery-ledger",
+        connect_timeout: float = 5.0,
+        connections: int = 4,
+    ) -> None:
+        self._pid = os.getpid()
+        self._engine = create_engine(
+            url,
+            pool_size=connections,
+            max_overflow=0,
+            pool_timeout=connect_timeout,
+            pool_pre_ping=False,  # one more round trip; a dead connection is met by a retry
+            connect_args={
+                "application_name": name[:63],
+                "connect_timeout": max(1, round(connect_timeout)),
+                # A half-open connection must not hold a thread for the kernel's two hours.
+                "keepalives_idle": 5,
+                "keepalives_interval": 2,
+                "keepalives_count": 3,
+                "tcp_user_timeout": round(connect_timeout * 2000),
+            },
+        )
+
+    @property
+    def engine(self) -> Engine:
+        """The engine of this process; the parent's connections are never used after a fork."""
+        if self._pid != os.getpid():
+            self._engine.dispose(close=False)
+            self._pid = os.getpid()
+        return self._engine
+
+    def close(self) -> None:
+        """Close every idle connection."""
+        self.engine.dispose()
+
+    @contextmanager
+    def transaction(self) -> Iterator[Connection]:
+        """A transaction: committed at the end of the block, rolled back when it raises.
+
+        Raises:
+            Unavailable: Postgres is away; whether a commit in flight took effect is unknown.
+            Refused: Postgres refuses the data.
+        """
+        with translated(), self.engine.begin() as connection:
+            yield connection
+
+    def run(self, work: Callable[[Connection], T]) -> T:
+        """`work` in a transaction, tried again after a deadlock; it must bear being repeated.
+
+        A connection that died while idle is met here: the first try of a fresh transaction that
+        fails with a lost connection is repeated once, because guards make every write repeatable.
+
+        Raises:
+            Unavailable, Refused: as `transaction`.
+        """
+        for attempt in range(_TRIES):
+            try:
+                with self.transaction() as connection:
+                    return work(connection)
+            except _Again:
+                if attempt == _TRIES - 1:
+                    raise
+            except Unavailable as exc:
+                if attempt or not isinstance(exc, ConnectionLost):
+                    raise
+        raise AssertionError("unreachable")
+
+    def execute(self, sql: str, parameters: Mapping[str, Any] | None = None) -> list[Any]:
+        """One statement in a transaction of its own; its rows, `[]` when it returns none."""
+        statement = text(sql)
+
+        def work(connection: Connection) -> list[Any]:
+            result = connection.execute(statement, parameters or {})
+            return list(result) if result.returns_rows else []
+
+        return self.run(work)
+
+
+class ConnectionLost(Unavailable):
+    """An established connection broke; a new one may work at once."""
+
+
+class _Again(Unavailable):
+    """A deadlock or serialization failure: Postgres rolled back, try again."""
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Turn what SQLAlchemy and psycopg2 raise into `worker.errors`."""
+    try:
+        yield
+    except PoolTimeout:
+        raise Unavailable(
+            "No connection to Postgres became free in time; try again, or allow more connections."
+        ) from None
+    except DBAPIError as exc:
+        raise _meaning(exc) from exc
+    except ValueError as exc:
+        if "NUL" not in str(exc):  # psycopg2 refuses a NUL in text before it is sent
+            raise
+        raise Refused("Postgres refuses a NUL character in text.") from exc
+
+
+def _meaning(error: DBAPIError) -> Exception:
+    state = getattr(error.orig, "pgcode", None) or ""
+    if state in (_DEADLOCK, _SERIALIZATION):
+        return _Again("Postgres rolled the transaction back because of a concurrent one.")
+    if error.connection_invalidated or (not state and isinstance(error, InterfaceError)):
+        return ConnectionLost("The connection to Postgres was lost; try again.")
+    if state.startswith(_AWAY_CLASSES) or (not state and isinstance(error, OperationalError)):
+        return Unavailable(f"Postgres is not available: {first_line(error.orig)}")
+    if isinstance(error, DataError):
+        return Refused(f"Postgres refuses the data: {first_line(error.orig)}")
+    if state == _UNDEFINED_TABLE:
+        return SchemaMissing()
+    return error
+
+
+def first_line(error: BaseException | None) -> str:
+    """The first line of an error's text: what it says, without hints and the statement."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def columns(rows: Sequence[Sequence[Any]], width: int) -> list[list[Any]]:
+    """Rows turned into one list a column, as `unnest` takes them."""
+    return [list(column) for column in zip(*rows, strict=True)] if rows else [[]] * width

@@ -1,0 +1,128 @@
+"""Make due jobs ready, and find the jobs whose doorbell was lost."""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection, text
+
+from worker.jobs.job import Ring
+from worker.ledger.database import Ledger
+from worker.ledger.leader import Leadership
+
+#: Jobs moved in one transaction.
+BATCH = 500
+
+_DUE = text("""
+    WITH due AS MATERIALIZED (
+        SELECT id FROM jobs
+        WHERE state = 'scheduled' AND run_at <= clock_timestamp()
+        ORDER BY run_at LIMIT :batch
+        FOR UPDATE SKIP LOCKED
+    )
+    UPDATE jobs
+    SET state = 'queued', dispatch_seq = nextval('dispatch_seq'),
+        dispatched_at = clock_timestamp(), rings = 1
+    FROM due WHERE jobs.id = due.id AND jobs.state = 'scheduled'
+    RETURNING jobs.id, jobs.list, jobs.dispatch_seq
+""")
+
+# A loose index scan: one probe a list, however many jobs wait in it.
+_LISTS = text("""
+    WITH RECURSIVE lists AS (
+        (SELECT list FROM jobs WHERE state = 'queued' ORDER BY list LIMIT 1)
+        UNION ALL
+        SELECT (SELECT jobs.list FROM jobs
+                WHERE jobs.state = 'queued' AND jobs.list > lists.list
+                ORDER BY jobs.list LIMIT 1)
+        FROM lists WHERE lists.list IS NOT NULL
+    )
+    SELECT list FROM lists WHERE list IS NOT NULL
+""")
+
+# Below the front of its list, or anywhere when the list is empty: it was popped and never claimed.
+_LOST = text("""
+    WITH lost AS MATERIALIZED (
+        SELECT id FROM jobs
+        WHERE state = 'queued' AND list = :list AND NOT suspect
+          AND (CAST(:front AS bigint) IS NULL OR dispatch_seq < :front)
+          AND dispatched_at < clock_timestamp() - :grace * interval '1 second'
+        ORDER BY dispatch_seq LIMIT :batch
+        FOR UPDATE SKIP LOCKED
+    )
+    UPDATE jobs
+    SET dispatch_seq = nextval('dispatch_seq'), dispatched_at = clock_timestamp(),
+        rings = LEAST(rings + 1, 1000)
+    FROM lost WHERE jobs.id = lost.id AND jobs.state = 'queued'
+    RETURNING jobs.id, jobs.list, jobs.dispatch_seq
+""")
+
+# Nothing is known of the list's front: ring after a minute, then two, four, … up to an hour.
+_UNSURE = text("""
+    WITH unsure AS MATERIALIZED (
+        SELECT id FROM jobs
+        WHERE state = 'queued' AND list = :list AND NOT suspect
+          AND dispatched_at < clock_timestamp()
+              - LEAST(60 * power(2, LEAST(rings, 10) - 1), 3600) * interval '1 second'
+        ORDER BY dispatch_seq LIMIT :batch
+        FOR UPDATE SKIP LOCKED
+    )
+    UPDATE jobs
+    SET dispatch_seq = nextval('dispatch_seq'), dispatched_at = clock_timestamp(),
+        rings = LEAST(rings + 1, 1000)
+    FROM unsure WHERE jobs.id = unsure.id AND jobs.state = 'queued'
+    RETURNING jobs.id, jobs.list, jobs.dispatch_seq
+""")
+
+
+def dispatch_due(ledger: Ledger, leadership: Leadership | None) -> list[Ring]:
+    """Queue up to `BATCH` jobs whose time has come; their doorbells are yet to be pushed.
+
+    Raises:
+        LeaseLost: `leadership` is no longer held.
+        Unavailable: Postgres is away.
+    """
+
+    def work(connection: Connection) -> list[Ring]:
+        if leadership is not None:
+            leadership.check(connection)
+        return [Ring(*row) for row in connection.execute(_DUE, {"batch": BATCH})]
+
+    return ledger.run(work)
+
+
+def waiting_lists(ledger: Ledger) -> list[str]:
+    """Every Redis list that some queued job waits in."""
+    with ledger.transaction() as connection:
+        return [row.list for row in connection.execute(_LISTS)]
+
+
+def take_lost(
+    ledger: Ledger, leadership: Leadership | None, name: str, front: int | None, grace: float
+) -> list[Ring]:
+    """Queued jobs of list `name` whose doorbell was popped and lost, with a new number each.
+
+    Args:
+        ledger: where.
+        leadership: checked inside the transaction.
+        name: the Redis list.
+        front: the number next to be popped; `None` when the list is empty.
+        grace: seconds since the last dispatch before a job counts as lost.
+    """
+
+    def work(connection: Connection) -> list[Ring]:
+        if leadership is not None:
+            leadership.check(connection)
+        parameters = {"list": name, "front": front, "grace": grace, "batch": BATCH}
+        return [Ring(*row) for row in connection.execute(_LOST, parameters)]
+
+    return ledger.run(work)
+
+
+def take_unsure(ledger: Ledger, leadership: Leadership | None, name: str) -> list[Ring]:
+    """Queued jobs of list `name` unrung for a minute, doubling, when its front is unknown."""
+
+    def work(connection: Connection) -> list[Ring]:
+        if leadership is not None:
+            leadership.check(connection)
+        return [Ring(*row) for row in connection.execute(_UNSURE, {"list": name, "batch": BATCH})]
+
+    return ledger.run(work)

@@ -1,0 +1,183 @@
+"""Insert jobs: the moment from which they cannot be lost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Connection, text
+
+from worker.errors import Conflict
+from worker.jobs.ids import checked_id
+from worker.jobs.job import Ended, Enqueued, NewJob, Ring
+from worker.ledger.database import Ledger, columns
+
+#: Rows in one INSERT: large enough to amortise the round trip, small enough to bound memory.
+BATCH = 1000
+
+_INSERT = text("""
+    INSERT INTO jobs (id, task, queue, list, priority, state, run_at, expires_at, dispatch_seq,
+                      dispatched_at, rings, key, fingerprint, parent_id, root_id, group_id,
+                      envelope, body)
+    SELECT id, task, queue, list, priority,
+           CASE WHEN delay > 0 THEN 'scheduled' ELSE 'queued' END,
+           CASE WHEN delay > 0 THEN clock_timestamp() + delay * interval '1 second' END,
+           clock_timestamp() + expires * interval '1 second',
+           CASE WHEN delay > 0 THEN NULL ELSE nextval('dispatch_seq') END,
+           CASE WHEN delay > 0 THEN NULL ELSE clock_timestamp() END,
+           CASE WHEN delay > 0 THEN 0 ELSE 1 END,
+           key, fingerprint, parent_id, root_id, group_id, envelope, body
+    FROM unnest(CAST(:id AS text[]), CAST(:task AS text[]), CAST(:queue AS text[]),
+                CAST(:list AS text[]), CAST(:priority AS smallint[]), CAST(:delay AS float8[]),
+                CAST(:expires AS float8[]), CAST(:key AS text[]), CAST(:fingerprint AS bytea[]),
+                CAST(:parent_id AS text[]), CAST(:root_id AS text[]), CAST(:group_id AS text[]),
+                CAST(:envelope AS text[]), CAST(:body AS bytea[]))
+         AS new (id, task, queue, list, priority, delay, expires, key, fingerprint, parent_id,
+                 root_id, group_id, envelope, body)
+    ORDER BY id COLLATE "C"
+    ON CONFLICT DO NOTHING
+    RETURNING id, list, dispatch_seq
+""")
+
+_FIELDS = (
+    "id task queue list priority delay expires key fingerprint parent_id root_id group_id"
+    " envelope body"
+).split()
+
+_KNOWN = text("""
+    SELECT id, key, fingerprint FROM jobs
+    WHERE id = ANY(CAST(:ids AS text[])) OR key = ANY(CAST(:keys AS text[]))
+""")
+
+#: A job replaced by a canvas waits here until the canvas's last step brings its message.
+_FILL_REPLACED = text("""
+    UPDATE jobs
+    SET state = 'queued', task = :task, queue = :queue, list = :list, priority = :priority,
+        run_at = NULL, dispatch_seq = nextval('dispatch_seq'), dispatched_at = clock_timestamp(),
+        rings = 1, envelope = :envelope, body = :body
+    WHERE id = :id AND state = 'scheduled' AND run_at = 'infinity'
+    RETURNING id, list, dispatch_seq
+""")
+
+_INSERT_ENDED = text("""
+    INSERT INTO jobs (id, task, queue, list, priority, state, fingerprint, parent_id, root_id,
+                      group_id, envelope, body, result, result_type, error, traceback, finished_at)
+    VALUES (:id, :task, '', '', 0, :state, '', :parent_id, :root_id, :group_id, '{}', '',
+            :result, :result_type, :error, :traceback, clock_timestamp())
+    ON CONFLICT DO NOTHING
+""")
+
+
+def enqueue(
+    ledger: Ledger, jobs: Sequence[NewJob], *, atomic: bool = False
+) -> list[Enqueued | Conflict]:
+    """Insert `jobs` and commit; the answers stand in the order of `jobs`.
+
+    An identical repeat (same id or key, same request) is answered with the job that is there.
+
+    Args:
+        ledger: where.
+        jobs: any number; inserted in batches of `BATCH`, each of them one transaction.
+        atomic: all or none, in one transaction; a conflict is raised.
+
+    Raises:
+        MalformedId: an id that the ledger cannot hold; nothing was inserted.
+        Conflict: only with `atomic`; nothing was inserted.
+        Unavailable: Postgres is away; what was not answered may be sent again.
+    """
+    for job in jobs:
+        checked_id(job.id)
+    if atomic:
+        return list(ledger.run(lambda connection: _insert_all_or_none(connection, jobs)))
+    answers: list[Enqueued | Conflict] = []
+    for start in range(0, len(jobs), BATCH):
+        batch = jobs[start : start + BATCH]
+        answers += ledger.run(lambda connection, batch=batch: insert(connection, batch))  # type: ignore[misc] # a lambda's default
+    return answers
+
+
+def insert(connection: Connection, jobs: Sequence[NewJob]) -> list[Enqueued | Conflict]:
+    """Insert `jobs` in the caller's transaction; see `enqueue`."""
+    created = {
+        row.id: Ring(row.id, row.list, row.dispatch_seq) if row.dispatch_seq else None
+        for row in connection.execute(_INSERT, _parameters(jobs))
+    }
+    missing = [job for job in jobs if job.id not in created]
+    known = _known(connection, missing) if missing else {}
+    return [
+        Enqueued(job.id, True, created.pop(job.id))
+        if job.id in created
+        else _answer(connection, job, known)
+        for job in jobs
+    ]
+
+
+def insert_ended(connection: Connection, ended: Sequence[Ended]) -> None:
+    """Insert jobs that are final from the start, in the caller's transaction."""
+    for job in sorted(ended, key=lambda job: job.id.encode()):
+        connection.execute(_INSERT_ENDED, {name: getattr(job, name) for name in Ended.__slots__})
+
+
+def _insert_all_or_none(
+    connection: Connection, jobs: Sequence[NewJob]
+) -> list[Enqueued | Conflict]:
+    answers: list[Enqueued | Conflict] = []
+    for start in range(0, len(jobs), BATCH):
+        answers += insert(connection, jobs[start : start + BATCH])
+    for answer in answers:
+        if isinstance(answer, Conflict):
+            raise answer
+    return answers
+
+
+def _parameters(jobs: Sequence[NewJob]) -> dict[str, Any]:
+    rows = [
+        (
+            *(getattr(job, name) for name in _FIELDS[:8]),
+            job.fingerprint,
+            *(getattr(job, name) for name in _FIELDS[9:12]),
+            job.message.envelope,
+            job.message.body,
+        )
+        for job in jobs
+    ]
+    return dict(zip(_FIELDS, columns(rows, len(_FIELDS)), strict=True))
+
+
+def _known(connection: Connection, jobs: Sequence[NewJob]) -> dict[tuple[str, str], Any]:
+    rows = connection.execute(
+        _KNOWN, {"ids": [job.id for job in jobs], "keys": [job.key for job in jobs if job.key]}
+    )
+    known: dict[tuple[str, str], Any] = {}
+    for row in rows:
+        known["id", row.id] = row
+        if row.key is not None:
+            known["key", row.key] = row
+    return known
+
+
+def _answer(
+    connection: Connection, job: NewJob, known: dict[tuple[str, str], Any]
+) -> Enqueued | Conflict:
+    by_key = known.get(("key", job.key)) if job.key is not None else None
+    row = by_key or known.get(("id", job.id))
+    if row is not None and bytes(row.fingerprint) == job.fingerprint:
+        return Enqueued(row.id, False, None)
+    if by_key is not None:
+        return Conflict(
+            f"The idempotency key {job.key!r} belongs to job {by_key.id} with another payload;"
+            " use a new key for a new request."
+        )
+    filled = connection.execute(
+        _FILL_REPLACED,
+        {
+            **{name: getattr(job, name) for name in ("id", "task", "queue", "list", "priority")},
+            "envelope": job.message.envelope,
+            "body": job.message.body,
+        },
+    ).first()
+    if filled is not None:
+        return Enqueued(job.id, True, Ring(*filled))
+    return Conflict(
+        f"The id {job.id!r} belongs to another job; leave the id out, or use a new one."
+    )

@@ -1,0 +1,187 @@
+"""Write how attempts ended: only by the fence's holder, exactly once, many in one statement."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, text
+
+from worker.errors import Conflict
+from worker.jobs.job import Finish, Ring
+from worker.jobs.states import State
+from worker.ledger.database import Ledger, columns
+from worker.ledger.enqueue import insert, insert_ended
+
+_INPUT = """
+    input AS MATERIALIZED (
+        SELECT * FROM unnest(
+            CAST(:id AS text[]), CAST(:attempt AS int[]), CAST(:lease AS text[]),
+            CAST(:state AS text[]), CAST(:outcome AS text[]), CAST(:result AS bytea[]),
+            CAST(:result_type AS text[]), CAST(:error AS text[]), CAST(:traceback AS text[]),
+            CAST(:children AS text[]), CAST(:delay AS float8[]), CAST(:task AS text[]),
+            CAST(:queue AS text[]), CAST(:list AS text[]), CAST(:priority AS smallint[]),
+            CAST(:envelope AS text[]), CAST(:body AS bytea[]))
+        AS i (id, attempt, lease, state, outcome, result, result_type, error, traceback, children,
+              delay, task, queue, list, priority, envelope, body)
+    )
+"""
+_FIELDS = (
+    "id attempt lease state outcome result result_type error traceback children delay task queue"
+    " list priority envelope body"
+).split()
+
+# The rows are locked in id order, so that two opposite batches cannot deadlock (PROTOCOL 20). The
+# guard stands twice: once to lock, once more because a waited-for row may have changed.
+_FINISH = text(f"""
+    WITH {_INPUT}, locked AS MATERIALIZED (
+        SELECT jobs.id FROM jobs JOIN input i ON i.id = jobs.id
+        WHERE jobs.state = 'running' AND jobs.attempt = i.attempt AND jobs.lease = i.lease
+        ORDER BY jobs.id
+        FOR UPDATE OF jobs
+    ), moved AS (
+        UPDATE jobs
+        SET state = i.state,
+            result = i.result, result_type = i.result_type, children = i.children,
+            error = i.error, traceback = i.traceback,
+            lost = CASE WHEN i.outcome = 'lost' THEN jobs.lost + 1
+                        WHEN i.outcome = 'released' THEN jobs.lost ELSE 0 END,
+            suspect = jobs.suspect AND i.outcome IN ('lost', 'released'),
+            finished_at = CASE WHEN i.state IN ('succeeded', 'failed', 'cancelled')
+                               THEN clock_timestamp() END,
+            run_at = CASE WHEN i.state <> 'scheduled' THEN jobs.run_at
+                          ELSE clock_timestamp() + i.delay * interval '1 second' END,
+            dispatch_seq = CASE WHEN i.state = 'queued' THEN nextval('dispatch_seq') END,
+            dispatched_at = CASE WHEN i.state = 'queued' THEN clock_timestamp() END,
+            rings = CASE WHEN i.state = 'queued' THEN 1 ELSE 0 END,
+            task = COALESCE(i.task, jobs.task), queue = COALESCE(i.queue, jobs.queue),
+            list = COALESCE(i.list, jobs.list),
+            priority = COALESCE(i.priority, jobs.priority),
+            envelope = COALESCE(i.envelope, jobs.envelope), body = COALESCE(i.body, jobs.body)
+        FROM locked JOIN input i ON i.id = locked.id
+        WHERE jobs.id = locked.id AND jobs.state = 'running'
+          AND jobs.attempt = i.attempt AND jobs.lease = i.lease
+        RETURNING jobs.id, jobs.attempt, jobs.lease, jobs.worker, jobs.started_at, jobs.state,
+                  jobs.list, jobs.dispatch_seq, jobs.suspect, i.outcome, i.error, i.traceback
+    ), noted AS (
+        INSERT INTO attempts (job_id, number, outcome, lease, worker, started_at, error, traceback)
+        SELECT id, attempt, outcome, lease, worker, started_at, error, traceback FROM moved
+        WHERE outcome <> 'succeeded'
+        ON CONFLICT DO NOTHING
+    )
+    SELECT id, list, dispatch_seq, suspect FROM moved
+""")  # noqa: S608 -- constants of this module
+
+# A commit whose reply was lost: final with my attempt and my lease is success (PROTOCOL 20).
+_ALREADY = text(f"""
+    WITH {_INPUT}
+    SELECT jobs.id FROM jobs JOIN input i ON i.id = jobs.id
+    WHERE jobs.attempt = i.attempt AND jobs.lease = i.lease AND jobs.state = i.state
+""")  # noqa: S608 -- constants of this module
+
+_PROGRESS = text("""
+    UPDATE jobs SET progress = :progress, progress_state = :progress_state
+    WHERE id = :id AND state = 'running' AND attempt = :attempt AND lease = :lease
+""")
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """What became of a batch of finishes.
+
+    Attributes:
+        granted: ids whose finish is written; the others were stale and wrote nothing.
+        rings: doorbells to push for what became queued.
+    """
+
+    granted: frozenset[str]
+    rings: tuple[Ring, ...]
+
+
+def finish(ledger: Ledger, finishes: Sequence[Finish]) -> Finished:
+    """Write `finishes`, each under its fence, in one transaction.
+
+    Repeating a batch is harmless: what is written already counts as granted.
+
+    Raises:
+        Unavailable: Postgres is away; keep the batch and call again.
+        Refused: Postgres refuses a value of the batch; nothing was written.
+    """
+    return ledger.run(lambda connection: _finish(connection, finishes))
+
+
+def note_progress(
+    ledger: Ledger, job_id: str, attempt: int, lease: str, progress: bytes, state: str
+) -> None:
+    """Keep what a running attempt says of itself; a stale attempt's word changes nothing."""
+    with ledger.transaction() as connection:
+        connection.execute(
+            _PROGRESS,
+            {
+                "id": job_id,
+                "attempt": attempt,
+                "lease": lease,
+                "progress": progress,
+                "progress_state": state,
+            },
+        )
+
+
+def _finish(connection: Connection, finishes: Sequence[Finish]) -> Finished:
+    moved = list(connection.execute(_FINISH, _parameters(finishes)))
+    granted = {row.id for row in moved}
+    # A suspect is not rung for: an isolated process asks the ledger for it.
+    rings = [
+        Ring(row.id, row.list, row.dispatch_seq)
+        for row in moved
+        if row.dispatch_seq is not None and not row.suspect
+    ]
+    rings += _publish(connection, [f for f in finishes if f.fence.id in granted])
+    if stale := [f for f in finishes if f.fence.id not in granted]:
+        granted |= {row.id for row in connection.execute(_ALREADY, _parameters(stale))}
+    return Finished(frozenset(granted), tuple(rings))
+
+
+def _publish(connection: Connection, finishes: Sequence[Finish]) -> list[Ring]:
+    outbox = [job for finish in finishes for job in finish.outbox]
+    ended = [job for finish in finishes for job in finish.ended]
+    answers = insert(connection, outbox) if outbox else []
+    if ended:
+        insert_ended(connection, ended)
+    return [a.ring for a in answers if not isinstance(a, Conflict) and a.ring is not None]
+
+
+def _parameters(finishes: Sequence[Finish]) -> dict[str, Any]:
+    rows = [(*_own(finish), *_replacement(finish)) for finish in finishes]
+    return dict(zip(_FIELDS, columns(rows, len(_FIELDS)), strict=True))
+
+
+def _own(finish: Finish) -> tuple[Any, ...]:
+    return (
+        finish.fence.id,
+        finish.fence.attempt,
+        finish.fence.lease,
+        str(finish.state),
+        finish.outcome,
+        finish.result,
+        finish.result_type,
+        finish.error,
+        finish.traceback,
+        finish.children,
+        finish.delay if finish.state is State.SCHEDULED else None,
+    )
+
+
+def _replacement(finish: Finish) -> tuple[Any, ...]:
+    job = finish.replacement
+    if job is None:
+        return (None,) * 6
+    return (
+        job.task,
+        job.queue,
+        job.list,
+        job.priority,
+        job.message.envelope,
+        job.message.body,
+    )

@@ -1,0 +1,100 @@
+"""Leases: one row per worker process, renewed whatever number of jobs it runs."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+
+from sqlalchemy import Connection, text
+
+from worker.ledger.database import Ledger
+
+_OPEN = text("""
+    INSERT INTO workers (lease, name, isolated, queues, expires_at)
+    VALUES (:lease, :name, :isolated, :queues, clock_timestamp() + :seconds * interval '1 second')
+    ON CONFLICT DO NOTHING
+""")
+
+# No condition on expires_at: an expired but unrescued lease may be renewed (PROTOCOL 11).
+_RENEW = text("""
+    UPDATE workers
+    SET renewed_at = clock_timestamp(),
+        expires_at = clock_timestamp() + :seconds * interval '1 second'
+    WHERE lease = :lease
+""")
+
+_HELD = text("SELECT id, attempt FROM jobs WHERE state = 'running' AND lease = :lease")
+
+_CLOSE = text("DELETE FROM workers WHERE lease = :lease")
+
+_RELEASE_ALL = text("""
+    WITH locked AS MATERIALIZED (
+        SELECT id FROM jobs WHERE state = 'running' AND lease = :lease ORDER BY id FOR UPDATE
+    ), moved AS (
+        UPDATE jobs
+        SET state = 'queued', dispatch_seq = nextval('dispatch_seq'),
+            dispatched_at = clock_timestamp(), rings = 1
+        FROM locked WHERE jobs.id = locked.id AND jobs.state = 'running' AND jobs.lease = :lease
+        RETURNING jobs.id, jobs.attempt, jobs.lease, jobs.worker, jobs.started_at
+    )
+    INSERT INTO attempts (job_id, number, outcome, lease, worker, started_at, error)
+    SELECT id, attempt, 'released', lease, worker, started_at, 'the worker shut down' FROM moved
+    ON CONFLICT DO NOTHING
+    RETURNING job_id
+""")
+
+
+def open_lease(
+    ledger: Ledger, name: str, queues: Sequence[str], seconds: float, *, isolated: bool = False
+) -> str:
+    """A new lease for this process, valid for `seconds`; its id is never used again.
+
+    Raises:
+        Unavailable: Postgres is away.
+    """
+    lease = str(uuid.uuid4())
+    ledger.run(
+        lambda connection: connection.execute(
+            _OPEN,
+            {
+                "lease": lease,
+                "name": name,
+                "isolated": isolated,
+                "queues": list(queues),
+                "seconds": seconds,
+            },
+        )
+    )
+    return lease
+
+
+def renew(ledger: Ledger, lease: str, seconds: float) -> bool:
+    """Extend `lease` to `seconds` from now; False when it is gone and its jobs were rescued."""
+
+    def work(connection: Connection) -> bool:
+        return connection.execute(_RENEW, {"lease": lease, "seconds": seconds}).rowcount == 1
+
+    return ledger.run(work)
+
+
+def held(ledger: Ledger, lease: str) -> set[tuple[str, int]]:
+    """Each (id, attempt) that the ledger says is running under `lease`."""
+    with ledger.transaction() as connection:
+        return {(row.id, row.attempt) for row in connection.execute(_HELD, {"lease": lease})}
+
+
+def close_lease(ledger: Ledger, lease: str) -> list[str]:
+    """End `lease` and give back what it still holds, as the last act of a worker.
+
+    The lease row goes first and the jobs in a second statement, as in an expiry, so that a claim
+    of this lease that is still under way finds no lease or is found. Not counted as a crash.
+
+    Returns:
+        The ids given back, which the keeper rings for.
+    """
+
+    def work(connection: Connection) -> list[str]:
+        connection.execute(_CLOSE, {"lease": lease})
+        return [row.job_id for row in connection.execute(_RELEASE_ALL, {"lease": lease})]
+
+    return ledger.run(work)

@@ -1,0 +1,241 @@
+"""Every setting of this service, read from the environment once. The only reader of the environment."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from worker.errors import InvalidSettings
+
+_MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+
+
+class Settings(BaseSettings):
+    """The effective configuration: typed and frozen. Field descriptions are the documentation.
+
+    Raises (from `Settings.load`):
+        InvalidSettings: with every fault in one report.
+    """
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", populate_by_name=True)
+
+    database_url: SecretStr = Field(
+        validation_alias="DATABASE_URL",
+        description="Postgres, the ledger: postgresql://user:password@host:port/name",
+    )
+    redis_url: SecretStr = Field(
+        validation_alias="REDIS_URL",
+        description="Redis, the doorbell: redis://:password@host:port/0 (rediss:// for TLS)",
+    )
+    tasks: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        validation_alias="WORKER_TASKS",
+        description="modules with @shared_task tasks, separated by commas",
+    )
+    queue: str = Field(
+        default="celery",
+        min_length=1,
+        max_length=255,
+        validation_alias="WORKER_QUEUE",
+        description="the queue of a job that names none",
+    )
+    pool: Literal["threads", "prefork", "solo"] = Field(
+        default="threads",
+        validation_alias="WORKER_POOL",
+        description="how a worker runs jobs; threads for I/O, prefork for CPU or hard time limits",
+    )
+    concurrency: int = Field(
+        default=16,
+        ge=1,
+        le=1000,
+        validation_alias="WORKER_CONCURRENCY",
+        description="jobs that one worker runs at once",
+    )
+    lease_seconds: float = Field(
+        default=15.0,
+        ge=1.0,
+        le=3600.0,
+        validation_alias="WORKER_LEASE_SECONDS",
+        description="seconds without a renewal after which a worker's jobs are rescued",
+    )
+    drain_seconds: float = Field(
+        default=30.0,
+        ge=0.0,
+        le=86400.0,
+        validation_alias="WORKER_DRAIN_SECONDS",
+        description="seconds that running jobs are given to finish at a shutdown",
+    )
+    lost_limit: int = Field(
+        default=3,
+        ge=1,
+        le=100,
+        validation_alias="WORKER_LOST_LIMIT",
+        description="attempts lost with their process after which a job is failed as poison",
+    )
+    ring_grace_seconds: float = Field(
+        default=5.0,
+        ge=0.1,
+        le=3600.0,
+        validation_alias="WORKER_RING_GRACE_SECONDS",
+        description="seconds after which a popped but unclaimed doorbell counts as lost",
+    )
+    payload_max_bytes: int = Field(
+        default=1 << 20,
+        ge=1024,
+        le=1 << 28,
+        validation_alias="WORKER_PAYLOAD_MAX_BYTES",
+        description="largest serialized arguments of a job",
+    )
+    result_max_bytes: int = Field(
+        default=1 << 20,
+        ge=1024,
+        le=1 << 28,
+        validation_alias="WORKER_RESULT_MAX_BYTES",
+        description="largest serialized result of a job",
+    )
+    adopt_foreign: bool = Field(
+        default=True,
+        validation_alias="WORKER_ADOPT_FOREIGN",
+        description="take jobs from producers that do not know the ledger; trusts writers to Redis",
+    )
+    keep_succeeded_days: float = Field(
+        default=7.0,
+        gt=0,
+        le=36500,
+        validation_alias="WORKER_KEEP_SUCCEEDED_DAYS",
+        description="days that succeeded jobs are kept",
+    )
+    keep_failed_days: float = Field(
+        default=30.0,
+        gt=0,
+        le=36500,
+        validation_alias="WORKER_KEEP_FAILED_DAYS",
+        description="days that failed and cancelled jobs are kept",
+    )
+    connect_timeout_seconds: float = Field(
+        default=5.0,
+        ge=1.0,
+        le=60.0,
+        validation_alias="WORKER_CONNECT_TIMEOUT_SECONDS",
+        description="seconds to wait for a connection to a store before it counts as away",
+    )
+    http_allow_private: bool = Field(
+        default=False,
+        validation_alias="WORKER_HTTP_ALLOW_PRIVATE",
+        description="let http.request reach private, loopback and link-local addresses",
+    )
+    http_response_max_bytes: int = Field(
+        default=1 << 16,
+        ge=0,
+        le=1 << 28,
+        validation_alias="WORKER_HTTP_RESPONSE_MAX_BYTES",
+        description="how much of a response body http.request keeps",
+    )
+    http_signing_secret: SecretStr | None = Field(
+        default=None,
+        validation_alias="WORKER_HTTP_SIGNING_SECRET",
+        description="secret that http.request signs bodies with, by HMAC-SHA256",
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info",
+        validation_alias="WORKER_LOG_LEVEL",
+        description="how much is logged",
+    )
+    isolated: bool = Field(
+        default=False,
+        validation_alias="WORKER_ISOLATED",
+        description="set by a worker for the process that it starts to run suspects alone",
+    )
+
+    @field_validator("tasks", mode="before")
+    @classmethod
+    def _split_tasks(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            value = tuple(part.strip() for part in value.split(",") if part.strip())
+        for name in value:
+            if not _MODULE.fullmatch(name):
+                raise ValueError(f"{name!r} is no module name")
+        return value
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _lower(cls, value: Any) -> Any:
+        return value.lower() if isinstance(value, str) else value
+
+    @field_validator("database_url", mode="after")
+    @classmethod
+    def _read_as_psycopg2(cls, value: SecretStr) -> SecretStr:
+        scheme, separator, rest = value.get_secret_value().partition("://")
+        if scheme not in {"postgres", "postgresql", "postgresql+psycopg2"} or not separator:
+            raise ValueError("expected postgresql://user:password@host:port/name")
+        _check_port("postgresql://" + rest)
+        return SecretStr("postgresql+psycopg2://" + rest)
+
+    @field_validator("redis_url", mode="after")
+    @classmethod
+    def _check_redis(cls, value: SecretStr) -> SecretStr:
+        text = value.get_secret_value()
+        if not text.startswith(("redis://", "rediss://", "sentinel://")):
+            raise ValueError("expected redis://:password@host:port/0")
+        _check_port(text)
+        return value
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Settings:
+        if self.isolated and self.pool == "threads":
+            object.__setattr__(self, "pool", "prefork")  # a suspect runs alone in a child process
+        return self
+
+    @classmethod
+    def load(cls, **overrides: Any) -> Settings:
+        """The settings of this process's environment, with `overrides` by field name.
+
+        Raises:
+            InvalidSettings: naming every variable at fault, what was given and what is expected.
+        """
+        try:
+            return cls(**overrides)
+        except ValidationError as exc:
+            raise InvalidSettings(_report(exc)) from None
+
+
+def variable_of(field: str) -> str:
+    """The environment variable of a setting."""
+    return str(Settings.model_fields[field].validation_alias)
+
+
+def _check_port(url: str) -> None:
+    try:
+        urlsplit(url).port  # noqa: B018 -- reading it is the check
+    except ValueError:
+        raise ValueError("the port is no number from 0 to 65535") from None
+
+
+def _report(error: ValidationError) -> str:
+    lines = []
+    for fault in error.errors(include_url=False, include_context=False):
+        variable = str(fault["loc"][0]) if fault["loc"] else "settings"
+        field = next((f for f in Settings.model_fields if f == variable), None)
+        variable = variable_of(field) if field else variable
+        if fault["type"] == "missing":
+            lines.append(f"{variable} is not set; expected {_expected(variable)}.")
+        else:
+            given = "***" if _is_secret(variable) else repr(fault["input"])
+            message = fault["msg"].removeprefix("Value error, ")
+            lines.append(f"{variable} is {given}; {message[0].lower()}{message[1:]}.")
+    return "\n".join(lines)
+
+
+def _expected(variable: str) -> str:
+    for info in Settings.model_fields.values():
+        if info.validation_alias == variable:
+            return info.description or "a value"
+    return "a value"
+
+
+def _is_secret(variable: str) -> bool:
+    return variable.endswith(("_URL", "_SECRET"))
