@@ -19,6 +19,8 @@ LedgerError
 │   ├── NotFound              404: no such job
 │   └── Conflict              409: the id, the key or the state says no
 ├── Unavailable               try again later                    exit 3, HTTP 503
+│   ├── LedgerUnavailable     Postgres is away
+│   └── BrokerUnavailable     Redis is away
 └── LeaseLost                 nobody: expected, the job was rescued
 
 Messages say what was wrong, what was expected and what to do, in one sentence.
@@ -135,6 +137,14 @@ class Unavailable(LedgerError):
 
     status = 503
     exit_code = 3
+
+
+class LedgerUnavailable(Unavailable):
+    """Postgres cannot be reached now."""
+
+
+class BrokerUnavailable(Unavailable):
+    """Redis cannot be reached now."""
 
 
 class LeaseLost(LedgerError):

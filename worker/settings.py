@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -179,7 +181,7 @@ class Settings(BaseSettings):
     @classmethod
     def _check_redis(cls, value: SecretStr) -> SecretStr:
         text = value.get_secret_value()
-        if not text.startswith(("redis://", "rediss://", "sentinel://")):
+        if not text.startswith(("redis://", "rediss://")):
             raise ValueError("expected redis://:password@host:port/0")
         _check_port(text)
         return value
@@ -191,16 +193,30 @@ class Settings(BaseSettings):
         return self
 
     @classmethod
-    def load(cls, **overrides: Any) -> Settings:
-        """The settings of this process's environment, with `overrides` by field name.
+    def load(cls, *, otherwise: Mapping[str, Any] | None = None, **overrides: Any) -> Settings:
+        """The settings of this process's environment.
+
+        Args:
+            otherwise: values by field name for variables that are not set.
+            overrides: values by field name that win over the environment.
 
         Raises:
             InvalidSettings: naming every variable at fault, what was given and what is expected.
         """
+        unset = {
+            field: value
+            for field, value in (otherwise or {}).items()
+            if variable_of(field) not in os.environ
+        }
         try:
-            return cls(**overrides)
+            return cls(**{**unset, **overrides})
         except ValidationError as exc:
             raise InvalidSettings(_report(exc)) from None
+
+
+def environment_with(**variables: str) -> dict[str, str]:
+    """This process's environment with `variables` set: for a process that it starts."""
+    return {**os.environ, **variables}
 
 
 def variable_of(field: str) -> str:

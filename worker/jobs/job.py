@@ -144,6 +144,7 @@ class Finish:
         replacement: the job as it shall run next, when a retry changed it.
         outbox: jobs that come to be only if this finish is granted: links, the next of a chain.
         ended: jobs that end with it: the later steps of a chain that failed.
+        lost_limit: when the outcome is lost: the count at which the job is failed as poison.
     """
 
     fence: Fence
@@ -158,6 +159,7 @@ class Finish:
     replacement: NewJob | None = None
     outbox: tuple[NewJob, ...] = ()
     ended: tuple[Ended, ...] = ()
+    lost_limit: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

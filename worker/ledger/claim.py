@@ -58,10 +58,11 @@ _HELD = text("""
 """)
 
 _SUSPECTS_WAIT = text("""
-    SELECT EXISTS (
-        SELECT FROM jobs
-        WHERE state = 'queued' AND suspect AND queue = ANY(CAST(:queues AS text[]))
-    )
+    SELECT (SELECT count(*) FROM jobs
+            WHERE state = 'queued' AND suspect AND queue = ANY(CAST(:queues AS text[])))
+         > (SELECT count(*) FROM workers
+            WHERE isolated AND expires_at > clock_timestamp()
+              AND queues && CAST(:queues AS text[]))
 """)
 
 
@@ -113,7 +114,7 @@ def claim_suspect(ledger: Ledger, lease: str, queues: Sequence[str]) -> Claim | 
 
 
 def suspects_wait(ledger: Ledger, queues: Sequence[str]) -> bool:
-    """Whether a suspect of `queues` waits for a process to run alone in."""
+    """Whether more suspects of `queues` wait than there are processes for them to run alone in."""
     with ledger.transaction() as connection:
         return bool(connection.execute(_SUSPECTS_WAIT, {"queues": list(queues)}).scalar())
 

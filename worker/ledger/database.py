@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Engine, create_engine, text
 from sqlalchemy.exc import DataError, DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from worker.errors import LedgerError, SchemaMissing, Unavailable
+from worker.errors import LedgerError, LedgerUnavailable, SchemaMissing
 
 T = TypeVar("T")
 
@@ -105,7 +105,7 @@ class Ledger:
             except _Again:
                 if attempt == _TRIES - 1:
                     raise
-            except Unavailable as exc:
+            except LedgerUnavailable as exc:
                 if attempt or not isinstance(exc, ConnectionLost):
                     raise
         raise AssertionError("unreachable")
@@ -121,11 +121,11 @@ class Ledger:
         return self.run(work)
 
 
-class ConnectionLost(Unavailable):
+class ConnectionLost(LedgerUnavailable):
     """An established connection broke; a new one may work at once."""
 
 
-class _Again(Unavailable):
+class _Again(LedgerUnavailable):
     """A deadlock or serialization failure: Postgres rolled back, try again."""
 
 
@@ -135,7 +135,7 @@ def translated() -> Iterator[None]:
     try:
         yield
     except PoolTimeout:
-        raise Unavailable(
+        raise LedgerUnavailable(
             "No connection to Postgres became free in time; try again, or allow more connections."
         ) from None
     except DBAPIError as exc:
@@ -153,7 +153,7 @@ def _meaning(error: DBAPIError) -> Exception:
     if error.connection_invalidated or (not state and isinstance(error, InterfaceError)):
         return ConnectionLost("The connection to Postgres was lost; try again.")
     if state.startswith(_AWAY_CLASSES) or (not state and isinstance(error, OperationalError)):
-        return Unavailable(f"Postgres is not available: {first_line(error.orig)}")
+        return LedgerUnavailable(f"Postgres is not available: {first_line(error.orig)}")
     if isinstance(error, DataError):
         return Refused(f"Postgres refuses the data: {first_line(error.orig)}")
     if state == _UNDEFINED_TABLE:

@@ -22,39 +22,47 @@ _INPUT = """
             CAST(:result_type AS text[]), CAST(:error AS text[]), CAST(:traceback AS text[]),
             CAST(:children AS text[]), CAST(:delay AS float8[]), CAST(:task AS text[]),
             CAST(:queue AS text[]), CAST(:list AS text[]), CAST(:priority AS smallint[]),
-            CAST(:envelope AS text[]), CAST(:body AS bytea[]))
+            CAST(:envelope AS text[]), CAST(:body AS bytea[]), CAST(:lost_limit AS int[]))
         AS i (id, attempt, lease, state, outcome, result, result_type, error, traceback, children,
-              delay, task, queue, list, priority, envelope, body)
+              delay, task, queue, list, priority, envelope, body, lost_limit)
     )
 """
 _FIELDS = (
     "id attempt lease state outcome result result_type error traceback children delay task queue"
-    " list priority envelope body"
+    " list priority envelope body lost_limit"
 ).split()
 
 # The rows are locked in id order, so that two opposite batches cannot deadlock (PROTOCOL 20). The
 # guard stands twice: once to lock, once more because a waited-for row may have changed.
 _FINISH = text(f"""
     WITH {_INPUT}, locked AS MATERIALIZED (
-        SELECT jobs.id FROM jobs JOIN input i ON i.id = jobs.id
+        SELECT jobs.id,
+               CASE WHEN i.outcome = 'lost' AND jobs.lost + 1 >= i.lost_limit THEN 'failed'
+                    ELSE i.state END AS state
+        FROM jobs JOIN input i ON i.id = jobs.id
         WHERE jobs.state = 'running' AND jobs.attempt = i.attempt AND jobs.lease = i.lease
         ORDER BY jobs.id
         FOR UPDATE OF jobs
     ), moved AS (
         UPDATE jobs
-        SET state = i.state,
+        SET state = locked.state,
             result = i.result, result_type = i.result_type, children = i.children,
-            error = i.error, traceback = i.traceback,
+            error = CASE WHEN i.outcome = 'lost' AND locked.state = 'failed'
+                         THEN format('poison: %s attempts were lost with their process',
+                                     jobs.lost + 1)
+                         ELSE i.error END,
+            traceback = i.traceback,
             lost = CASE WHEN i.outcome = 'lost' THEN jobs.lost + 1
                         WHEN i.outcome = 'released' THEN jobs.lost ELSE 0 END,
             suspect = jobs.suspect AND i.outcome IN ('lost', 'released'),
-            finished_at = CASE WHEN i.state IN ('succeeded', 'failed', 'cancelled')
+            finished_at = CASE WHEN locked.state IN ('succeeded', 'failed', 'cancelled')
                                THEN clock_timestamp() END,
-            run_at = CASE WHEN i.state <> 'scheduled' THEN jobs.run_at
+            run_at = CASE WHEN locked.state <> 'scheduled' THEN jobs.run_at
+                          WHEN i.delay = 'Infinity' THEN 'infinity'
                           ELSE clock_timestamp() + i.delay * interval '1 second' END,
-            dispatch_seq = CASE WHEN i.state = 'queued' THEN nextval('dispatch_seq') END,
-            dispatched_at = CASE WHEN i.state = 'queued' THEN clock_timestamp() END,
-            rings = CASE WHEN i.state = 'queued' THEN 1 ELSE 0 END,
+            dispatch_seq = CASE WHEN locked.state = 'queued' THEN nextval('dispatch_seq') END,
+            dispatched_at = CASE WHEN locked.state = 'queued' THEN clock_timestamp() END,
+            rings = CASE WHEN locked.state = 'queued' THEN 1 ELSE 0 END,
             task = COALESCE(i.task, jobs.task), queue = COALESCE(i.queue, jobs.queue),
             list = COALESCE(i.list, jobs.list),
             priority = COALESCE(i.priority, jobs.priority),
@@ -153,7 +161,7 @@ def _publish(connection: Connection, finishes: Sequence[Finish]) -> list[Ring]:
 
 
 def _parameters(finishes: Sequence[Finish]) -> dict[str, Any]:
-    rows = [(*_own(finish), *_replacement(finish)) for finish in finishes]
+    rows = [(*_own(end), *_replacement(end), end.lost_limit) for end in finishes]
     return dict(zip(_FIELDS, columns(rows, len(_FIELDS)), strict=True))
 
 

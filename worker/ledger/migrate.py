@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +19,10 @@ from worker.ledger.database import Ledger
 #: Any number, the same in every replica: "ledger" in ASCII. Transaction-scoped, so that a
 #: transaction pooler cannot leak it.
 _LOCK: Final = 0x6C6564676572
+
+
+# Alembic tells every process that looks at the schema what dialect it met.
+logging.getLogger("alembic.runtime.migration").setLevel(logging.WARNING)
 
 
 def head() -> str:

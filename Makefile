@@ -1,0 +1,83 @@
+# Everything runs from .venv, which is made on first use from the lock file, by hash.
+# Paths are relative, so that the checkout may stand in a directory with spaces.
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+
+# The first Python in range that can make a virtual environment; `make PYTHON=…` overrides.
+PYTHON ?= $(shell for name in python3.13 python3.12 python3.11 python3; do \
+	"$$name" -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
+		2>/dev/null && { echo "$$name"; break; }; done)
+
+BIN := .venv/bin
+UV_VERSION := 0.13.9
+
+.PHONY: help
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' Makefile
+
+.PHONY: demo
+demo: venv ## See it work: start everything, run jobs, kill a worker, lose nothing
+	$(BIN)/python -m worker demo
+
+.PHONY: up
+up: venv ## Run the whole service on this machine until Ctrl-C
+	$(BIN)/python -m worker up
+
+.PHONY: check
+check: formatted lint types imports test ## All that CI checks
+
+.PHONY: test
+test: venv ## Run the tests, on real Postgres and Redis
+	$(BIN)/python -m pytest
+
+.PHONY: format
+format: venv ## Format the code
+	$(BIN)/python -m ruff format .
+	$(BIN)/python -m ruff check --fix-only --quiet .
+
+.PHONY: formatted
+formatted: venv
+	$(BIN)/python -m ruff format --check .
+
+.PHONY: lint
+lint: venv ## Lint
+	$(BIN)/python -m ruff check .
+
+.PHONY: types
+types: venv ## Check types, strictly
+	$(BIN)/python -m mypy
+
+.PHONY: imports
+imports: venv ## Check the import contracts between the rooms
+# Without its cache: it has said KEPT where a contract was broken.
+	$(BIN)/lint-imports --no-cache
+
+.PHONY: venv
+venv: .venv/installed ## Make .venv, or bring it up to date
+
+.venv/installed: requirements-dev.lock pyproject.toml
+	@test -n "$(PYTHON)" || { echo "No Python from 3.11 to 3.13 that can make a virtual" \
+		"environment was found; install one (on Debian: apt-get install python3-venv)." >&2; exit 1; }
+	"$(PYTHON)" -m venv --clear .venv
+	$(BIN)/python -m pip install --quiet --require-hashes -r requirements-dev.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
+.PHONY: lock
+lock: venv ## Resolve the dependencies anew, into the two lock files
+	$(BIN)/python -m pip install --quiet "uv==$(UV_VERSION)"
+	$(COMPILE) --extra flower -o requirements.lock pyproject.toml
+	$(COMPILE) --all-extras -o requirements-dev.lock pyproject.toml
+COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	--upgrade --no-emit-index-url --custom-compile-command "make lock"
+
+.PHONY: clean
+clean: ## Remove .venv and every cache
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# For .ci/run: which Python it would be; nothing when there is none.
+.PHONY: python
+python:
+	@echo "$(PYTHON)"

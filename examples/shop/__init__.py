@@ -1,0 +1,1 @@
+"""A shop: an ordinary Celery application, made durable."""

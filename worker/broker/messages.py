@@ -1,0 +1,143 @@
+"""kombu messages on their way through Redis, read as jobs."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from kombu.utils.json import dumps, loads
+
+from worker.errors import InvalidRequest, LedgerError
+from worker.jobs.ids import checked_id
+from worker.jobs.job import Message, NewJob
+from worker.jobs.queues import SEPARATOR, list_of
+
+#: What kombu adds for one delivery; a later delivery gets its own.
+_PER_DELIVERY = ("delivery_tag", "delivery_info", "body_encoding")
+
+
+def job_of(queue: str, message: Mapping[str, Any]) -> NewJob | None:
+    """The job that a kombu message carries to `queue`; `None` when it is no task message.
+
+    A future `eta` and `expires` are turned into seconds from now on the clock that wrote them, so
+    that a countdown survives a clock that is wrong.
+
+    Raises:
+        InvalidRequest: a task message that cannot be a job.
+    """
+    headers, properties = message.get("headers") or {}, message.get("properties") or {}
+    body = _body(message, properties)
+    content_type = message.get("content-type")
+    if "task" not in headers or "id" not in headers:
+        first_version = _protocol_1(body, content_type)
+        if first_version is None:
+            return None
+        headers, body = first_version
+    properties = {key: properties[key] for key in properties if key not in _PER_DELIVERY}
+    priority = _priority(properties.get("priority"))
+    envelope = {
+        "headers": headers,
+        "properties": properties,
+        "content-type": content_type,
+        "content-encoding": message.get("content-encoding"),
+    }
+    task = headers["task"]
+    if not isinstance(task, str) or not task or "\0" in task:
+        raise InvalidRequest(f"A task name must be a non-empty text without NUL, not {task!r}.")
+    return NewJob(
+        id=checked_id(headers["id"]),
+        task=task,
+        queue=queue,
+        list=list_of(queue, priority),
+        priority=priority,
+        delay=_seconds_until("eta", headers.get("eta")),
+        expires=_seconds_until("expires", headers.get("expires")),
+        parent_id=_text(headers.get("parent_id")),
+        root_id=_text(headers.get("root_id")),
+        group_id=_text(headers.get("group")),
+        message=Message(dumps(envelope), body),
+    )
+
+
+def foreign_job(list_name: str, entry: bytes) -> NewJob:
+    """The job in a list's entry that a producer without the ledger pushed.
+
+    Raises:
+        InvalidRequest: it is no task message.
+    """
+    try:
+        message = loads(entry)
+    except (ValueError, RecursionError) as exc:
+        raise InvalidRequest(f"The entry is no JSON: {type(exc).__name__}.") from None
+    if not isinstance(message, Mapping):
+        raise InvalidRequest("The entry is no message.")
+    try:
+        job = job_of(list_name.partition(SEPARATOR)[0], message)
+    except LedgerError:
+        raise
+    except Exception as exc:  # whatever a stranger wrote, it must not stop the worker
+        raise InvalidRequest(f"The entry is no task message: {exc}.") from None
+    if job is None:
+        raise InvalidRequest("The message carries no task.")
+    return job
+
+
+def _body(message: Mapping[str, Any], properties: Mapping[str, Any]) -> bytes:
+    body = message.get("body") or ""
+    if properties.get("body_encoding") == "base64":
+        try:
+            return base64.b64decode(body)
+        except (binascii.Error, ValueError, TypeError):
+            raise InvalidRequest("The message's body is no base64.") from None
+    return body if isinstance(body, bytes) else str(body).encode()
+
+
+def _protocol_1(body: bytes, content_type: object) -> tuple[dict[str, Any], bytes] | None:
+    """Headers and body of protocol 2 for a message of protocol 1, as `proto1_to_proto2` has it."""
+    if content_type != "application/json":
+        return None
+    try:
+        old = loads(body)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(old, dict) or "task" not in old or "id" not in old:
+        return None
+    embed = {key: old.get(key) for key in ("callbacks", "errbacks", "chord")} | {"chain": None}
+    args, kwargs = old.get("args") or [], old.get("kwargs") or {}
+    headers = {
+        **{key: old.get(key) for key in ("task", "id", "eta", "expires", "timelimit")},
+        "lang": "py",
+        "retries": old.get("retries") or 0,
+        "group": old.get("taskset"),
+        "root_id": old["id"],
+        "parent_id": None,
+        "argsrepr": repr(args)[:1024],
+        "kwargsrepr": repr(kwargs)[:1024],
+    }
+    return headers, dumps([args, kwargs, embed]).encode()
+
+
+def _seconds_until(what: str, moment: object) -> float | None:
+    if moment is None or moment == "":
+        return None
+    try:
+        when = moment if isinstance(moment, datetime) else datetime.fromisoformat(str(moment))
+        if when.tzinfo is None:
+            when = when.replace(tzinfo=UTC)
+        return (when - datetime.now(UTC)).total_seconds()
+    except (ValueError, OverflowError):
+        raise InvalidRequest(f"{what} must be an ISO 8601 time, not {moment!r}.") from None
+
+
+def _priority(value: object) -> int:
+    try:
+        return max(0, min(9, int(value)))  # type: ignore[call-overload, no-any-return] # the except
+    except (TypeError, ValueError):
+        return 0
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else str(value).replace("\0", "")[:255]

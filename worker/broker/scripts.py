@@ -1,0 +1,64 @@
+"""The Lua scripts: what must happen in Redis at once. They run on Redis 6.2 and later, and Valkey."""
+
+from __future__ import annotations
+
+from typing import Final
+
+#: Bells kept for a queue. Each wakes one idle worker; a worker that wakes for nothing sleeps again.
+BELLS: Final = 64
+
+#: KEYS: list, bell. ARGV: the doorbells, first to be popped first.
+RING: Final = f"""
+redis.call('LPUSH', KEYS[1], unpack(ARGV))
+local room = math.min(#ARGV, {BELLS} - redis.call('LLEN', KEYS[2]))
+for _ = 1, room do redis.call('LPUSH', KEYS[2], '1') end
+return #ARGV
+"""
+
+#: KEYS: lists, first to be served first, then the unacked hash and its index.
+#: ARGV: how many, a unique word. Returns list, entry, tag, flat. An entry that is no doorbell of
+#: ours is noted as unacked in the same step, or it would be lost with the reply.
+POP: Final = """
+local most = tonumber(ARGV[1])
+local lists = #KEYS - 2
+local out = {}
+local now = redis.call('TIME')
+local score = now[1] + now[2] / 1000000
+for i = 1, lists do
+    if most <= 0 then break end
+    local entries = redis.call('RPOP', KEYS[i], most)
+    if entries then
+        for _, entry in ipairs(entries) do
+            local tag = ''
+            if string.sub(entry, 1, 11) ~= '{"ledger": ' then
+                tag = ARGV[2] .. ':' .. #out
+                redis.call('HSET', KEYS[lists + 1], tag, KEYS[i] .. '\\n' .. entry)
+                redis.call('ZADD', KEYS[lists + 2], score, tag)
+            end
+            out[#out + 1] = KEYS[i]
+            out[#out + 1] = entry
+            out[#out + 1] = tag
+        end
+        most = most - #entries
+    end
+end
+return out
+"""
+
+#: KEYS: the unacked hash and its index. ARGV: age in seconds, how many. By Redis's own clock:
+#: a worker's clock an hour ahead would put back everybody's entries.
+RESTORE: Final = """
+local now = redis.call('TIME')
+local limit = now[1] + now[2] / 1000000 - tonumber(ARGV[1])
+local tags = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', limit, 'LIMIT', 0, tonumber(ARGV[2]))
+for _, tag in ipairs(tags) do
+    local noted = redis.call('HGET', KEYS[1], tag)
+    redis.call('HDEL', KEYS[1], tag)
+    redis.call('ZREM', KEYS[2], tag)
+    if noted then
+        local at = string.find(noted, '\\n', 1, true)
+        redis.call('RPUSH', string.sub(noted, 1, at - 1), string.sub(noted, at + 1))
+    end
+end
+return #tags
+"""

@@ -1,0 +1,54 @@
+"""The kombu transport that every task message passes: the row is written here, before the push."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any, Final
+
+from kombu.transport import redis as kombu_redis
+
+from worker.broker.doorbells import Doorbells
+from worker.broker.messages import job_of
+from worker.errors import Unavailable
+from worker.jobs.job import NewJob, Ring
+
+logger = logging.getLogger(__name__)
+
+#: The key of `broker_transport_options` that holds the writer.
+WRITER: Final = "ledger_writer"
+
+#: Makes a job durable and says which doorbell to push: `None` for none now.
+Writer = Callable[[NewJob], Ring | None]
+
+
+class Channel(kombu_redis.Channel):  # type: ignore[misc] # kombu is not typed
+    """kombu's Redis channel, except that a task message becomes a row and then a doorbell.
+
+    No guarantee may rest on anything above this point: `send_task`, unregistered signatures, beat
+    and canvas all bypass `Task.apply_async`, and the publish signals cannot veto.
+    """
+
+    def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
+        writer: Writer | None = self.connection.client.transport_options.get(WRITER)
+        job = job_of(queue, message) if writer is not None else None
+        if writer is None or job is None:
+            super()._put(queue, message, **kwargs)
+            return
+        ring = writer(job)
+        if ring is not None:
+            self._ring(ring)
+
+    def _ring(self, ring: Ring) -> None:
+        try:
+            with self.conn_or_acquire() as client:
+                Doorbells.over(client).ring([ring])
+        except Unavailable as exc:
+            # The job is committed: the enqueue has succeeded, and the keeper rings later.
+            logger.warning("Job %s is durable, its doorbell is late: %s", ring.id, exc)
+
+
+class Transport(kombu_redis.Transport):  # type: ignore[misc] # kombu is not typed
+    """kombu's Redis transport with our channel; chosen by `broker_transport`."""
+
+    Channel = Channel

@@ -1,0 +1,73 @@
+"""Enqueue jobs through the door: checked against what workers have published, then durable."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import logging
+from collections.abc import Sequence
+
+from worker.broker.doorbells import Doorbells
+from worker.errors import Conflict, UnknownQueue, UnknownTask
+from worker.flows.ring import ring
+from worker.jobs.job import Enqueued, NewJob
+from worker.jobs.signature import check_arguments
+from worker.ledger import enqueue as ledger_enqueue
+from worker.ledger.catalogue import Catalogue, read_catalogue
+from worker.ledger.database import Ledger
+
+logger = logging.getLogger(__name__)
+
+
+def enqueue(
+    ledger: Ledger, doorbells: Doorbells, jobs: Sequence[NewJob], *, atomic: bool = False
+) -> list[Enqueued | Conflict]:
+    """Make checked `jobs` durable and ring for those that are due; answers in their order.
+
+    Raises:
+        Conflict: only with `atomic`.
+        Unavailable: Postgres is away.
+    """
+    answers = ledger_enqueue.enqueue(ledger, jobs, atomic=atomic)
+    ring(
+        doorbells,
+        [answer.ring for answer in answers if isinstance(answer, Enqueued) and answer.ring],
+    )
+    return answers
+
+
+def catalogue_of(ledger: Ledger) -> Catalogue:
+    """What can be enqueued; warns when no worker has published anything yet."""
+    catalogue = read_catalogue(ledger)
+    if not catalogue.tasks:
+        logger.warning("No worker has published its tasks yet: accepting without a check.")
+    return catalogue
+
+
+def check(catalogue: Catalogue, job: NewJob) -> None:
+    """Make sure that some worker knows the job's task, its arguments fit, and its queue is served.
+
+    An empty catalogue accepts everything.
+
+    Raises:
+        UnknownTask, UnknownQueue, ArgumentsMismatch: it is not so.
+    """
+    if not catalogue.tasks:
+        return
+    if job.task not in catalogue.tasks:
+        raise UnknownTask(
+            f"No worker knows a task {job.task!r}{_hint(job.task, catalogue.tasks)};"
+            " set WORKER_TASKS to its module and start a worker."
+        )
+    if job.queue not in catalogue.queues:
+        raise UnknownQueue(
+            f"No worker has ever consumed a queue {job.queue!r}{_hint(job.queue, catalogue.queues)};"
+            f" start one with `worker run --queues {job.queue}`."
+        )
+    args, kwargs, _ = json.loads(job.message.body)
+    check_arguments(job.task, catalogue.tasks[job.task], args, kwargs)
+
+
+def _hint(name: str, known: object) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1)  # type: ignore[call-overload] # names
+    return f", the nearest is {near[0]!r}" if near else ""

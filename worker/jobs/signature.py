@@ -1,0 +1,54 @@
+"""A task's parameters as JSON, and whether arguments fit them, without the task's code."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from worker.errors import ArgumentsMismatch
+
+#: Each parameter as `[name, kind, required]`; `None` accepts anything.
+Parameters = list[list[Any]] | None
+
+_KINDS = {kind.name: kind for kind in inspect._ParameterKind}
+
+
+def describe(signature: inspect.Signature | None) -> Parameters:
+    """`signature` as JSON: one `[name, kind, required]` a parameter."""
+    if signature is None:
+        return None
+    return [
+        [parameter.name, parameter.kind.name, parameter.default is inspect.Parameter.empty]
+        for parameter in signature.parameters.values()
+    ]
+
+
+def check_arguments(
+    task: str, parameters: Parameters, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> None:
+    """Make sure that a call of `task` with these arguments can be made.
+
+    Raises:
+        ArgumentsMismatch: it cannot; the message names the argument at fault.
+    """
+    if parameters is None:
+        return
+    signature = inspect.Signature(
+        [
+            inspect.Parameter(
+                name, _KINDS[kind], default=inspect.Parameter.empty if required else None
+            )
+            for name, kind, required in parameters
+        ]
+    )
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as exc:
+        raise ArgumentsMismatch(
+            f"The arguments do not fit task {task!r}: {exc}; it takes {_written(signature)}."
+        ) from None
+
+
+def _written(signature: inspect.Signature) -> str:
+    return str(signature).replace("=None", "=…")

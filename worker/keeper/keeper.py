@@ -1,0 +1,160 @@
+"""The keeper: leads or waits, and while it leads runs each duty in a thread of its own."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from worker.broker.doorbells import Doorbells
+from worker.errors import BrokerUnavailable, LeaseLost, LedgerError, LedgerUnavailable
+from worker.jobs.job import Ring
+from worker.ledger.database import Ledger
+from worker.ledger.leader import Leadership
+from worker.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+#: Seconds that a lead lasts without being taken again, and between taking it.
+LEAD_SECONDS = 5.0
+LEAD_EVERY = 1.0
+#: Seconds that a duty waits after a store was away.
+AWAY_PAUSE = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Post:
+    """What a duty works with."""
+
+    ledger: Ledger
+    doorbells: Doorbells
+    leadership: Leadership
+    settings: Settings
+
+    def ring(self, rings: Sequence[Ring]) -> None:
+        """Push doorbells, best effort: what is not pushed is found to be lost later."""
+        try:
+            self.doorbells.ring(rings)
+        except BrokerUnavailable as exc:
+            logger.warning("%d doorbells are late: %s", len(rings), exc)
+
+
+class Duty(Protocol):
+    """One thing that the keeper does again and again."""
+
+    #: Seconds between two rounds.
+    every: float
+
+    def run(self, post: Post) -> bool:
+        """One round; True when there is more to do at once.
+
+        Raises:
+            LeaseLost: somebody else leads now.
+            Unavailable: a store is away.
+        """
+        ...
+
+
+class Keeper:
+    """Takes the lead when it is free, and does the duties while it has it.
+
+    Args:
+        settings: the configuration.
+        duties: what to do.
+    """
+
+    def __init__(self, settings: Settings, duties: Sequence[Duty]) -> None:
+        holder = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+        timeout = settings.connect_timeout_seconds
+        self._post = Post(
+            Ledger(
+                settings.database_url.get_secret_value(),
+                name="celery-ledger keeper",
+                connect_timeout=timeout,
+                connections=len(duties) + 1,
+            ),
+            Doorbells(settings.redis_url.get_secret_value(), timeout),
+            Leadership("keeper", holder, LEAD_SECONDS),
+            settings,
+        )
+        self._duties = duties
+        self._leads = threading.Event()
+        self._stop = threading.Event()
+
+    @property
+    def leads(self) -> bool:
+        """Whether this keeper leads, as far as it knows."""
+        return self._leads.is_set()
+
+    def stop(self) -> None:
+        """End `run` soon; safe in a signal handler."""
+        self._stop.set()
+
+    def run(self) -> None:
+        """Keep until `stop`; then finish the round under way and resign.
+
+        Raises:
+            SchemaMissing: the tables are not there.
+        """
+        threads = [
+            threading.Thread(target=self._serve, args=(duty,), name=type(duty).__name__)
+            for duty in self._duties
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            while not self._stop.is_set():
+                self._take_the_lead()
+                self._stop.wait(LEAD_EVERY)
+        finally:
+            self._stop.set()
+            for thread in threads:
+                thread.join()
+            self._resign()
+
+    def _take_the_lead(self) -> None:
+        try:
+            leads = self._post.leadership.take(self._post.ledger)
+        except LedgerUnavailable as exc:
+            if self.leads:
+                logger.warning("The lead could not be extended: %s", exc)
+            leads = False
+        if leads and not self.leads:
+            logger.info("Leading as %s.", self._post.leadership.holder)
+        if leads:
+            self._leads.set()
+        else:
+            self._leads.clear()
+
+    def _resign(self) -> None:
+        try:
+            self._post.leadership.resign(self._post.ledger)
+        except LedgerError as exc:
+            logger.warning("The lead is left to expire: %s", exc)
+        self._post.ledger.close()
+        self._post.doorbells.close()
+
+    def _serve(self, duty: Duty) -> None:
+        away = False
+        while not self._stop.is_set():
+            pause = duty.every
+            try:
+                if self.leads and duty.run(self._post):
+                    pause = 0.0
+                away = False
+            except LeaseLost:
+                self._leads.clear()
+            except LedgerError as exc:
+                if not away:
+                    logger.warning("%s waits: %s", type(duty).__name__, exc)
+                away, pause = True, max(pause, AWAY_PAUSE)
+            except Exception:
+                # One bad round must not end the keeper: nobody else would find lost jobs.
+                logger.exception("%s failed, trying again", type(duty).__name__)
+                pause = max(pause, AWAY_PAUSE)
+            self._stop.wait(pause)

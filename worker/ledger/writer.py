@@ -1,0 +1,163 @@
+"""The group-committing writer: hands over one attempt's end, commits all that are pending."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from worker.errors import Unavailable
+from worker.jobs.job import Finish, Ring
+from worker.jobs.states import State
+from worker.ledger.database import Ledger, Refused
+from worker.ledger.finish import finish
+
+logger = logging.getLogger(__name__)
+
+#: Ends in one transaction.
+BATCH = 500
+#: Seconds between tries while Postgres is away, doubling.
+FIRST_PAUSE, LAST_PAUSE = 0.05, 2.0
+
+#: Told after each commit: what was written, what was stale, which doorbells to push.
+OnWritten = Callable[[Sequence[Finish], Sequence[Finish], Sequence[Ring]], None]
+
+
+class Writer:
+    """Writes ends in the order they come, many in one transaction.
+
+    Nobody waits for it: the lease covers the gap, a crash re-runs and never loses. An idle writer
+    commits a lone end at once; a busy one commits what came while it was committing. While
+    Postgres is away it keeps everything and tries again for ever.
+
+    Args:
+        ledger: where.
+        on_written: called from the writer's thread after each commit.
+        may_write: asked before each try; False holds the ends back, as while the lease is not
+            known to be renewed after an outage.
+    """
+
+    def __init__(
+        self, ledger: Ledger, on_written: OnWritten, may_write: Callable[[], bool] = lambda: True
+    ) -> None:
+        self._ledger = ledger
+        self._on_written = on_written
+        self._may_write = may_write
+        self._pending: list[Finish] = []
+        self._changed = threading.Condition()
+        self._writing = 0
+        self._closing = False
+        self._retry_now = threading.Event()
+        self.failing = False
+        self._progress = time.monotonic()
+        self._thread = threading.Thread(target=self._run, name="ledger-writer", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def put(self, end: Finish) -> None:
+        """Hand over an attempt's end; returns at once."""
+        with self._changed:
+            self._pending.append(end)
+            self._changed.notify_all()
+
+    @property
+    def backlog(self) -> int:
+        """Ends that are not committed yet."""
+        with self._changed:
+            return len(self._pending) + self._writing
+
+    def is_stalled(self, seconds: float) -> bool:
+        """Whether ends have waited over `seconds` for a reason other than Postgres being away."""
+        return self.backlog > 0 and time.monotonic() - self._progress > seconds
+
+    def flush(self, seconds: float) -> bool:
+        """Wait until everything handed over is committed, at most `seconds`; whether it is."""
+        with self._changed:
+            return self._changed.wait_for(
+                lambda: not self._pending and not self._writing, timeout=seconds
+            )
+
+    def stop(self) -> None:
+        """Stop after what is pending is committed; what Postgres refuses to take now is left."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+
+    def retry_now(self) -> None:
+        """Postgres is back, or the lease is renewed: do not wait out the pause."""
+        self._retry_now.set()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._pending or self._closing)
+                if not self._pending:
+                    return
+                batch, self._pending = self._pending[:BATCH], self._pending[BATCH:]
+                self._writing = len(batch)
+                self._progress = time.monotonic()
+            try:
+                self._write(batch)
+            finally:
+                with self._changed:
+                    self._writing = 0
+                    self._changed.notify_all()
+
+    def _write(self, batch: list[Finish]) -> None:
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                if self._may_write():
+                    self._write_once(batch)
+                    self.failing = False
+                    return
+                self._progress = time.monotonic()
+            except Unavailable as exc:
+                if not self.failing:
+                    logger.warning("%d results wait for Postgres: %s", len(batch), exc)
+                self.failing = True
+                self._progress = time.monotonic()
+            except Exception:
+                # A fault of our own must not end the thread: the jobs would stay running for ever.
+                logger.exception("%d results could not be written, trying again", len(batch))
+                self.failing = True
+            self._retry_now.wait(pause)
+            self._retry_now.clear()
+            pause = min(pause * 2, LAST_PAUSE)
+
+    def _write_once(self, batch: list[Finish]) -> None:
+        # Two ends of one attempt cannot stand in one statement: the first one counts.
+        unique = list({end.fence.id: end for end in reversed(batch)}.values())[::-1]
+        try:
+            done = finish(self._ledger, unique)
+        except Refused as exc:
+            self._isolate(unique, exc)
+            return
+        written = [end for end in unique if end.fence.id in done.granted]
+        stale = [end for end in unique if end.fence.id not in done.granted]
+        self._on_written(written, stale, done.rings)
+
+    def _isolate(self, batch: list[Finish], refusal: Refused) -> None:
+        """Halve a refused batch until the refused end stands alone; it fails, the rest does not."""
+        if len(batch) > 1:
+            half = len(batch) // 2
+            self._write_once(batch[:half])
+            self._write_once(batch[half:])
+            return
+        end = batch[0]
+        if end.state is State.FAILED and end.error == str(refusal):
+            raise refusal
+        logger.error("The end of job %s is refused: %s", end.fence.id, refusal)
+        self._write_once(
+            [
+                replace(
+                    end, state=State.FAILED, outcome="failed", result=None, result_type=None,
+                    error=str(refusal), traceback=None, children=None, delay=None,
+                    replacement=None, outbox=(), ended=(),
+                )
+            ]
+        )  # fmt: skip

@@ -1,0 +1,135 @@
+"""The worker's inventory: every job that it has claimed, until its end or its release is committed.
+
+Celery's own sets are no authority here: a dropped broker connection clears them.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from enum import Enum
+
+from worker.jobs.job import Fence
+
+
+class Phase(Enum):
+    """How far a claimed job has come in this process."""
+
+    CLAIMED = "claimed"  # ours, or about to be; not given to the pool
+    HANDED = "handed"  # given to the pool
+    STARTED = "started"  # a thread or child runs it
+    ENDED = "ended"  # over; its end is not committed yet
+
+
+@dataclass(slots=True)
+class Entry:
+    """One claimed job.
+
+    Attributes:
+        id: the job's.
+        fence: `None` while the claim is under way.
+        phase: see `Phase`.
+        since: monotonic seconds when the phase began.
+        pid: the child process that runs it, in prefork.
+        stale: True once the ledger says that it is not ours any more.
+    """
+
+    id: str
+    fence: Fence | None = None
+    phase: Phase = Phase.CLAIMED
+    since: float = 0.0
+    pid: int | None = None
+    stale: bool = False
+
+
+class Claims:
+    """The inventory, and the free slots that follow from it. Safe from every thread.
+
+    Args:
+        slots: how many jobs the pool runs at once, asked each time.
+    """
+
+    def __init__(self, slots: Callable[[], int]) -> None:
+        self._slots = slots
+        self._entries: dict[str, Entry] = {}
+        self._changed = threading.Condition(threading.Lock())
+
+    def reserve(self, ids: Iterable[str]) -> list[str]:
+        """Enter `ids` before they are claimed; those that are in here already are left out."""
+        with self._changed:
+            fresh = [job_id for job_id in dict.fromkeys(ids) if job_id not in self._entries]
+            for job_id in fresh:
+                self._entries[job_id] = Entry(job_id, since=time.monotonic())
+            return fresh
+
+    def grant(self, fence: Fence) -> None:
+        """The ledger granted a reserved job."""
+        with self._changed:
+            entry = self._entries.setdefault(fence.id, Entry(fence.id))
+            entry.fence, entry.since = fence, time.monotonic()
+
+    def drop(self, ids: Iterable[str]) -> None:
+        """Take out what was not granted, or what is settled in the ledger."""
+        with self._changed:
+            for job_id in ids:
+                self._entries.pop(job_id, None)
+            self._changed.notify_all()
+
+    def settle(self, fence: Fence) -> None:
+        """The end of this attempt is committed, or refused for good: forget the attempt."""
+        with self._changed:
+            entry = self._entries.get(fence.id)
+            if entry is not None and entry.fence == fence:
+                del self._entries[fence.id]
+                self._changed.notify_all()
+
+    def move(self, fence: Fence, phase: Phase, pid: int | None = None) -> bool:
+        """Note how far the attempt has come; False when it is not here or has ended before."""
+        with self._changed:
+            entry = self._entries.get(fence.id)
+            if entry is None or entry.fence != fence or entry.phase is Phase.ENDED:
+                return False
+            entry.phase, entry.since = phase, time.monotonic()
+            entry.pid = pid if pid is not None else entry.pid
+            self._changed.notify_all()
+            return True
+
+    def fence_of(self, job_id: str) -> Fence | None:
+        """The fence under which this worker holds the job, if it does."""
+        with self._changed:
+            entry = self._entries.get(job_id)
+            return entry.fence if entry else None
+
+    def entries(self) -> list[Entry]:
+        """A copy of the list of entries; the entries themselves are live."""
+        with self._changed:
+            return list(self._entries.values())
+
+    def free(self) -> int:
+        """How many jobs could start at once."""
+        with self._changed:
+            return self._free()
+
+    def wait_for_slot(self, seconds: float) -> int:
+        """Wait until a job could start, at most `seconds`; how many could."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._free() > 0, timeout=seconds)
+            return self._free()
+
+    def wait_until_idle(self, seconds: float) -> bool:
+        """Wait until nothing is claimed, handed or started, at most `seconds`; whether so."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._unfinished(), timeout=seconds)
+
+    def wake(self) -> None:
+        """Let whoever waits look again."""
+        with self._changed:
+            self._changed.notify_all()
+
+    def _unfinished(self) -> int:
+        return sum(entry.phase is not Phase.ENDED for entry in self._entries.values())
+
+    def _free(self) -> int:
+        return max(0, self._slots() - self._unfinished())

@@ -1,0 +1,64 @@
+"""Until when this worker's lease surely holds, on the machine's own clock, for every process of it."""
+
+from __future__ import annotations
+
+import mmap
+import struct
+import time
+
+
+class LeaseClock:
+    """The lease and its deadline, shared by the worker and the children that it forks.
+
+    The deadline is when the last successful renewal was *sent*, plus the lease, minus a margin:
+    Postgres counts from when it received it, which is later. CLOCK_BOOTTIME also counts while the
+    machine sleeps. A process that was stopped past it finds so before it starts anything, and a
+    job that was claimed under an earlier lease is not started under the next.
+    """
+
+    _DEADLINE = struct.Struct("d")
+    _LEASE = struct.Struct("36s")
+
+    def __init__(self) -> None:
+        # Anonymous memory that a fork shares.
+        self._shared = mmap.mmap(-1, self._DEADLINE.size + self._LEASE.size)
+
+    def extend(self, lease: str, until: float) -> None:
+        """Set the lease's id and its deadline, in seconds of `now()`."""
+        if self._lease() != lease:
+            self._DEADLINE.pack_into(self._shared, 0, 0.0)  # a reader in between may not start
+            self._LEASE.pack_into(self._shared, self._DEADLINE.size, lease.encode())
+        self._DEADLINE.pack_into(self._shared, 0, until)
+
+    def may_start(self, lease: str) -> bool:
+        """Whether a job claimed under `lease` may be started now."""
+        (until,) = self._DEADLINE.unpack_from(self._shared)
+        return now() < float(until) and self._lease() == lease
+
+    def _lease(self) -> str:
+        (lease,) = self._LEASE.unpack_from(self._shared, self._DEADLINE.size)
+        return str(lease.rstrip(b"\0").decode())
+
+    def __reduce__(self) -> tuple[object, tuple[()]]:
+        # Sent to a pool's child with each job: the child has it already, by fork.
+        return (_of_this_process, ())
+
+
+_inherited: LeaseClock | None = None
+
+
+def share(clock: LeaseClock) -> None:
+    """Make `clock` the one that children of this process inherit."""
+    global _inherited
+    _inherited = clock
+
+
+def _of_this_process() -> LeaseClock:
+    if _inherited is None:
+        raise RuntimeError("this process was not forked by a worker")
+    return _inherited
+
+
+def now() -> float:
+    """Seconds since the machine started, sleep included."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))

@@ -1,0 +1,182 @@
+"""Celery's consumer, fed by claims instead of broker messages."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from celery.exceptions import InvalidTaskError
+from celery.utils.imports import symbol_by_name
+from celery.worker.consumer import consumer as celery_consumer
+from celery.worker.request import Request
+from celery.worker.state import task_reserved
+from kombu import Message
+from kombu.exceptions import ContentDisallowed, DecodeError
+from kombu.serialization import prepare_accept_content
+from kombu.utils.json import loads
+
+from worker.jobs.job import Claim
+from worker.runtime.process import Process
+from worker.runtime.request import ClaimedRequest, received
+from worker.runtime.trace import describe
+
+logger = logging.getLogger(__name__)
+
+#: Longest wait, in seconds, before a job whose task no worker here knows is tried again.
+UNKNOWN_TASK_CAP = 60.0
+
+
+class ClaimConsumer:
+    """Stands where kombu's consumer stands in Celery's worker: names the queues to fetch from."""
+
+    def __init__(self, consumer: LedgerConsumer, queues: list[Any]) -> None:
+        self._consumer = consumer
+        self._queues = {queue.name: queue for queue in queues}
+        self.on_message: Any = None
+
+    @property
+    def queues(self) -> list[Any]:
+        """The queues fetched from, as kombu queues."""
+        return list(self._queues.values())
+
+    def consume(self, no_ack: bool | None = None) -> None:
+        """Fetch from now on; the threads are started the first time."""
+        process = self._consumer.process
+        process.queues = lambda: list(self._queues)
+        process.receive = self._consumer.receive
+        process.start(self._consumer.hub)
+        process.hand_over()
+        process.fetcher.resume()
+
+    def cancel(self) -> None:
+        """Fetch nothing more."""
+        if self._consumer.process.is_started:
+            self._consumer.process.fetcher.pause()
+
+    def qos(self, **_: Any) -> None:
+        """Nothing: the free slots say how much is fetched."""
+
+    def close(self) -> None:
+        """Fetch nothing more."""
+        self.cancel()
+
+    def consuming_from(self, queue: Any) -> bool:
+        """Whether `queue`, a name or a kombu queue, is fetched from."""
+        return getattr(queue, "name", queue) in self._queues
+
+    def add_queue(self, queue: Any) -> None:
+        """Fetch from `queue` too."""
+        self._queues[queue.name] = queue
+
+    def cancel_by_queue(self, name: str) -> None:
+        """Fetch from the queue `name` no more."""
+        self._queues.pop(name, None)
+
+
+class LedgerConsumer(celery_consumer.Consumer):  # type: ignore[misc] # Celery's class is not typed
+    """Celery's consumer; what it receives are claims."""
+
+    _task_consumer: ClaimConsumer | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._requests: dict[str, type[ClaimedRequest]] = {}
+        self._accept = prepare_accept_content(self.app.conf.accept_content)
+
+    @property
+    def task_consumer(self) -> ClaimConsumer | None:
+        """What Celery's steps know as the consumer of task messages."""
+        return self._task_consumer
+
+    @task_consumer.setter
+    def task_consumer(self, consumer: Any) -> None:
+        # Celery's `Tasks` step makes a kombu consumer, which declares the queues, and sets it here.
+        # Other steps require that step by its class, so it cannot be replaced.
+        self._task_consumer = (
+            None if consumer is None else ClaimConsumer(self, list(consumer.queues))
+        )
+
+    @property
+    def process(self) -> Process:
+        """This worker's machinery."""
+        process: Process = self.app.ledger.process
+        return process
+
+    def on_close(self) -> None:
+        """Nothing: a lost broker connection takes no claim from us.
+
+        Celery would forget here every job that is reserved and not active, and clear the pool's
+        semaphore, because the broker will redeliver. Ours are claimed: nobody redelivers them.
+        """
+
+    def on_connection_error_after_connected(self, exc: BaseException) -> None:
+        """Claim nothing while the event loop is down."""
+        if self.process.is_started:
+            self.process.fetcher.pause()
+        super().on_connection_error_after_connected(exc)
+
+    def receive(self, claim: Claim) -> None:
+        """Give a claimed job to the pool; what cannot be given is finished or given back."""
+        task = self.app.tasks.get(claim.task)
+        if task is None:
+            self._unknown(claim)
+            return
+        try:
+            request = self._request(claim, task)
+        except (InvalidTaskError, ContentDisallowed, DecodeError) as exc:
+            self.app.backend.mark_as_failure(claim.fence.id, exc)
+            return
+        except Exception as exc:  # whatever stands in the row, it must not stop the worker
+            logger.exception("Job %s cannot be read", claim.fence.id)
+            self.app.backend.mark_as_failure(claim.fence.id, InvalidTaskError(describe(exc)))
+            return
+        bucket = self.task_buckets[task.name]
+        if bucket is not None and not bucket.can_consume(1):
+            wait = max(0.01, bucket.expected_time(1))
+            self.process.give_back(claim.fence, "over the task's rate limit", wait)
+            return
+        received(request, self)
+        task_reserved(request)
+        self.on_task_request(request)
+
+    def _unknown(self, claim: Claim) -> None:
+        wait = min(UNKNOWN_TASK_CAP, 0.5 * 2 ** min(claim.fence.attempt, 10))
+        logger.error(
+            "Job %s waits %.0f s: this worker knows no task %r. Set WORKER_TASKS to the module that"
+            " has it, or let the workers that have it run.",
+            claim.fence.id, wait, claim.task,
+        )  # fmt: skip
+        self.process.give_back(claim.fence, f"unknown task {claim.task!r}", wait)
+
+    def _request(self, claim: Claim, task: Any) -> ClaimedRequest:
+        message = self._message(claim)
+        cls = self._requests.get(task.name)
+        if cls is None:
+            base = symbol_by_name(task.Request)
+            bases = (ClaimedRequest,) if base is Request else (ClaimedRequest, base)
+            cls = self._requests[task.name] = type("ClaimedRequest", bases, {})
+        request = cls(
+            message,
+            app=self.app,
+            hostname=self.hostname,
+            eventer=self.event_dispatcher,
+            task=task,
+            connection_errors=self.connection_errors,
+        )
+        request.fence = claim.fence
+        request.claims, request.clock = self.process.claims, self.process.clock
+        request.finish, request.lose = self.process.finish, self.process.lose
+        return request
+
+    def _message(self, claim: Claim) -> Message:
+        envelope = loads(claim.message.envelope)
+        return Message(
+            body=claim.message.body,
+            delivery_tag=claim.fence.id,
+            content_type=envelope["content-type"],
+            content_encoding=envelope["content-encoding"],
+            delivery_info={"exchange": "", "routing_key": claim.queue},
+            headers=envelope["headers"],
+            properties=envelope["properties"],
+            accept=self._accept,
+        )

@@ -1,0 +1,114 @@
+"""Drain: give back at once what is not started, let the rest finish, leave nothing behind."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from worker.errors import LedgerError
+from worker.runtime.claims import Phase
+
+if TYPE_CHECKING:
+    from worker.runtime.process import Process
+
+logger = logging.getLogger(__name__)
+
+#: Seconds that the last results are given to be committed, and Celery to end by itself.
+FLUSH_SECONDS = 2.0
+EXIT_SECONDS = 2.0
+
+
+class Drain:
+    """The orderly end of a worker, in a thread of its own.
+
+    Celery's own warm shutdown waits without a bound, and a busy prefork pool may take half a
+    minute; so this one depends on neither. The release of what still runs is the last act before
+    the process is gone: a thread cannot be stopped, and releasing earlier would run it twice.
+    """
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+        self._thread: threading.Thread | None = None
+        self._at_once = threading.Event()
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether the end has begun."""
+        return self._thread is not None
+
+    def begin(self, *, at_once: bool) -> None:
+        """Begin to drain; a second call with `at_once` gives the running jobs no more time."""
+        if at_once:
+            self._at_once.set()
+            self._process.claims.wake()
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="drain", daemon=True)
+            self._thread.start()
+
+    def join(self) -> None:
+        """Wait for the end of the drain; does not return when jobs were still running."""
+        if self._thread is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        process = self._process
+        process.fetcher.stop(FLUSH_SECONDS)
+        process.isolation.stop()
+        while process.granted:
+            with suppress(IndexError):
+                process.give_back(process.granted.popleft().fence, "the worker shut down")
+        idle = self._wait()
+        if not process.writer.flush(FLUSH_SECONDS):
+            logger.warning(
+                "%d results could not be committed; they re-run.", process.writer.backlog
+            )
+        if not idle:
+            self._kill_children()
+        self._close()
+        if not idle:
+            logging.shutdown()
+            os._exit(0)
+        self._exit_eventually()
+
+    def _wait(self) -> bool:
+        """Wait until nothing runs, at most the drain's seconds; whether nothing does."""
+        left = self._process.settings.drain_seconds
+        while left > 0 and not self._at_once.is_set():
+            if self._process.claims.wait_until_idle(min(left, 0.2)):
+                return True
+            left -= 0.2
+        return self._process.claims.wait_until_idle(0)
+
+    def _kill_children(self) -> None:
+        """What is released next must not be running any more."""
+        running = [e for e in self._process.claims.entries() if e.phase is not Phase.ENDED]
+        logger.warning("%d jobs did not finish in time and are given back.", len(running))
+        pool = getattr(self._process.controller.pool, "_pool", None)
+        for child in getattr(pool, "_pool", None) or ():
+            with suppress(OSError, TypeError):
+                os.kill(child.pid, signal.SIGKILL)
+
+    def _close(self) -> None:
+        try:
+            released = self._process.lease.close()
+        except LedgerError as exc:
+            logger.warning("The lease is left to expire: %s", exc)
+        else:
+            if released:
+                logger.info("Gave back %d jobs.", len(released))
+        self._process.writer.stop()
+
+    def _exit_eventually(self) -> None:
+        """Celery has nothing left to wait for; if it waits all the same, the process ends."""
+
+        def end() -> None:
+            logging.shutdown()
+            os._exit(0)
+
+        timer = threading.Timer(EXIT_SECONDS, end)
+        timer.daemon = True
+        timer.start()

@@ -1,0 +1,152 @@
+"""One attempt while it runs, in the thread or child process that runs it.
+
+Whatever the attempt decides, its end, its retry, what it publishes after its return, is collected
+here and travels back to the worker's main process with the return value. There it is written under
+the attempt's fence, in one transaction: a stale attempt's links start nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
+
+from worker.jobs.job import Ended, Fence, Finish, NewJob
+from worker.jobs.states import State
+
+#: Longest `error` kept, in characters; the traceback has the rest.
+ERROR_LIMIT = 2000
+TRACEBACK_LIMIT = 100_000
+#: Seconds before a job that asked to be rejected and requeued is tried again.
+REQUEUE_DELAY = 1.0
+
+
+@dataclass(slots=True)
+class Execution:
+    """What an attempt has decided so far.
+
+    Attributes:
+        fence: whose attempt it is.
+        retry: the message that the task published under its own id: a retry, or a replacement.
+        outbox: jobs published between the task's return and its end.
+        ended: later steps of a chain that fail with it.
+        ending: True once the task's own code is over: what is published now joins the finish.
+    """
+
+    fence: Fence
+    retry: NewJob | None = None
+    outbox: list[NewJob] = field(default_factory=list)
+    ended: list[Ended] = field(default_factory=list)
+    ending: bool = False
+    _end: Finish | None = None
+    _retry_error: str | None = None
+    _retry_traceback: str | None = None
+
+    def succeed(self, result: bytes | None, result_type: str | None, children: str | None) -> None:
+        """The task returned."""
+        self._end = Finish(
+            self.fence, State.SUCCEEDED, "succeeded", result, result_type, children=children
+        )
+
+    def fail(
+        self, result: bytes | None, result_type: str | None, error: str, traceback: str | None
+    ) -> None:
+        """The task raised; what a success had published is dropped."""
+        self.outbox.clear()
+        self.ended.clear()
+        self.ending = True
+        self._end = Finish(
+            self.fence,
+            State.FAILED,
+            "failed",
+            result,
+            result_type,
+            error=clean(error, ERROR_LIMIT),
+            traceback=clean(traceback, TRACEBACK_LIMIT),
+        )
+
+    def cancel(self, reason: str) -> None:
+        """The task was revoked."""
+        self._end = Finish(
+            self.fence, State.CANCELLED, "cancelled", error=clean(reason, ERROR_LIMIT)
+        )
+
+    def note_retry(self, error: str, traceback: str | None) -> None:
+        """Why the task asks to be tried again."""
+        self._retry_error = clean(error, ERROR_LIMIT)
+        self._retry_traceback = clean(traceback, TRACEBACK_LIMIT)
+
+    def give_back(self, reason: str, delay: float = REQUEUE_DELAY) -> None:
+        """The task wants somebody to run it again: no failure, no crash."""
+        self._end = Finish(
+            self.fence,
+            State.SCHEDULED,
+            "released",
+            error=clean(reason, ERROR_LIMIT),
+            delay=delay,
+        )
+
+    def await_replacement(self) -> None:
+        """The task replaced itself by a canvas, whose last step will bring this job's message."""
+        self._end = Finish(self.fence, State.SCHEDULED, "replaced", delay=math.inf)
+
+    @property
+    def is_decided(self) -> bool:
+        """Whether the attempt's end is known."""
+        return self._end is not None or self.retry is not None
+
+    def finish(self) -> Finish:
+        """What to write. A retry wins over a later return: `retry(throw=False)` means it."""
+        if self.retry is not None:
+            # The body's own children are rows already; what was to follow a return does not come.
+            due = self.retry.is_due
+            return Finish(
+                self.fence,
+                State.QUEUED if due else State.SCHEDULED,
+                "retried",
+                error=self._retry_error,
+                traceback=self._retry_traceback,
+                delay=None if due else self.retry.delay,
+                replacement=self.retry,
+            )
+        if self._end is None:
+            raise RuntimeError(f"the end of {self.fence} is not known")
+        if self._end.state.is_final:
+            return _with(self._end, tuple(self.outbox), tuple(self.ended))
+        return self._end
+
+
+def _with(end: Finish, outbox: tuple[NewJob, ...], ended: tuple[Ended, ...]) -> Finish:
+    return replace(end, outbox=outbox, ended=ended)
+
+
+_current: ContextVar[Execution | None] = ContextVar("worker_execution", default=None)
+
+
+def current() -> Execution | None:
+    """The attempt that this thread runs, if any."""
+    return _current.get()
+
+
+@contextmanager
+def running(fence: Fence) -> Iterator[Execution]:
+    """Collect what the attempt of `fence` decides during the block."""
+    execution = Execution(fence)
+    token = _current.set(execution)
+    try:
+        yield execution
+    finally:
+        _current.reset(token)
+
+
+def clean(text: str | None, limit: int) -> str | None:
+    """`text` as Postgres can hold it: no NUL, no lone surrogates, at most `limit` characters."""
+    if text is None:
+        return None
+    text = text.replace("\0", "\\0").encode("utf-8", "replace").decode()
+    if len(text) <= limit:
+        return text
+    half = limit // 2 - 10
+    return f"{text[:half]}\n… cut …\n{text[-half:]}"

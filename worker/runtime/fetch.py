@@ -1,0 +1,249 @@
+"""Fetch: pop doorbells, claim their jobs, hand them over. Never more than there are free slots."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from worker.broker.doorbells import Doorbells, Popped, ring_of
+from worker.broker.messages import foreign_job
+from worker.errors import BrokerUnavailable, LedgerError, LedgerUnavailable
+from worker.jobs.job import Claim, NewJob
+from worker.jobs.queues import lists_of
+from worker.ledger.claim import adopt, claim, claim_suspect
+from worker.ledger.database import Ledger, Refused
+from worker.runtime.claims import Claims
+from worker.runtime.lease import Lease
+
+logger = logging.getLogger(__name__)
+
+#: Seconds that an idle worker blocks on the bells before it looks for jobs of producers without.
+POLL = 0.25
+#: Seconds between tries while a store is away.
+AWAY_PAUSE = 0.25
+
+
+class Source(Protocol):
+    """Where claims come from: the doorbells, or the ledger's suspects."""
+
+    def take(self, lease: str, most: int) -> list[Claim]:
+        """Up to `most` claims under `lease`; waits a moment when there is nothing.
+
+        Raises:
+                Unavailable: a store is away.
+        """
+        ...
+
+
+class DoorbellSource:
+    """Claims of the jobs whose doorbells are popped from this worker's queues."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        doorbells: Doorbells,
+        claims: Claims,
+        queues: Callable[[], list[str]],
+        *,
+        adopt_foreign: bool,
+        payload_max_bytes: int,
+    ) -> None:
+        self._ledger = ledger
+        self._doorbells = doorbells
+        self._claims = claims
+        self._queues = queues
+        self._adopt_foreign = adopt_foreign
+        self._payload_max_bytes = payload_max_bytes
+        self._turn = 0
+
+    def take(self, lease: str, most: int) -> list[Claim]:
+        """See `Source`."""
+        queues = self._queues()
+        if not queues:
+            return []
+        popped = self._doorbells.pop(self._lists(queues), most)
+        if not popped:
+            self._doorbells.wait(queues, POLL)
+            popped = self._doorbells.pop(self._lists(queues), most)
+        return self._claim(lease, popped) if popped else []
+
+    def _lists(self, queues: Sequence[str]) -> list[str]:
+        """Every list, by priority, and within a priority from another queue each time."""
+        self._turn += 1
+        turn = self._turn % len(queues)
+        ordered = [lists_of(queue) for queue in (*queues[turn:], *queues[:turn])]
+        return [lists[step] for step in range(len(ordered[0])) for lists in ordered]
+
+    def _claim(self, lease: str, popped: Sequence[Popped]) -> list[Claim]:
+        rung, foreign = self._read(popped)
+        ids = self._claims.reserve(rung)
+        strangers = self._claims.reserve(job.id for job, _ in foreign)
+        new = [job for job, _ in foreign if job.id in strangers]
+        granted: list[Claim] = []
+        try:
+            granted += claim(self._ledger, lease, ids)
+            granted += self._adopt(lease, new)
+        except LedgerUnavailable:
+            # Popped again, it is found to be ours if the claim was committed after all.
+            self._doorbells.give_back(popped)
+            raise
+        finally:
+            for item in granted:
+                self._claims.grant(item.fence)
+            kept = {item.fence.id for item in granted}
+            self._claims.drop(job_id for job_id in (*ids, *strangers) if job_id not in kept)
+        self._acknowledge([item.tag for _, item in foreign])
+        return granted
+
+    def _adopt(self, lease: str, jobs: Sequence[NewJob]) -> list[Claim]:
+        try:
+            return adopt(self._ledger, lease, jobs)
+        except Refused:
+            if len(jobs) == 1:
+                logger.error("Postgres refuses job %s of a producer without the ledger", jobs[0].id)
+                return []
+            # One that Postgres refuses must not keep the others out.
+            return [item for job in jobs for item in self._adopt(lease, [job])]
+
+    def _read(self, popped: Sequence[Popped]) -> tuple[list[str], list[tuple[NewJob, Popped]]]:
+        rung: list[str] = []
+        foreign: list[tuple[NewJob, Popped]] = []
+        for item in popped:
+            ring = ring_of(item.list, item.entry)
+            if ring is not None:
+                rung.append(ring.id)
+                continue
+            try:
+                foreign.append((self._foreign(item), item))
+            except LedgerError as exc:
+                self._doorbells.quarantine(item, str(exc))
+        return rung, foreign
+
+    def _foreign(self, item: Popped) -> NewJob:
+        if not self._adopt_foreign:
+            raise LedgerError("WORKER_ADOPT_FOREIGN is off.")
+        job = foreign_job(item.list, item.entry)
+        if len(job.message.body) > self._payload_max_bytes:
+            raise LedgerError(f"The payload has {len(job.message.body)} bytes, over the limit.")
+        return job
+
+    def _acknowledge(self, tags: Sequence[str]) -> None:
+        try:
+            self._doorbells.acknowledge(tags)
+        except BrokerUnavailable as exc:
+            # They come back, and find that their rows are there.
+            logger.warning("%d entries could not be acknowledged: %s", len(tags), exc)
+
+
+class SuspectSource:
+    """Claims of suspects, one at a time and only while nothing else is held."""
+
+    def __init__(
+        self, ledger: Ledger, claims: Claims, queues: Callable[[], list[str]], pause: float = 0.5
+    ) -> None:
+        self._ledger = ledger
+        self._claims = claims
+        self._queues = queues
+        self._pause = threading.Event()
+        self._seconds = pause
+
+    def take(self, lease: str, most: int) -> list[Claim]:
+        """See `Source`."""
+        if self._claims.entries():  # also one whose end is not committed yet
+            self._pause.wait(0.05)
+            return []
+        item = claim_suspect(self._ledger, lease, self._queues())
+        if item is None:
+            self._pause.wait(self._seconds)
+            return []
+        self._claims.grant(item.fence)
+        return [item]
+
+
+class Fetcher:
+    """The thread that turns free slots into claimed jobs.
+
+    Args:
+        source: where claims come from.
+        claims: the inventory.
+        lease: under which they are claimed.
+        may_claim: False while finishes wait for Postgres: they go first.
+        deliver: takes what was claimed; called from this thread.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        claims: Claims,
+        lease: Lease,
+        may_claim: Callable[[], bool],
+        deliver: Callable[[list[Claim]], None],
+    ) -> None:
+        self._source = source
+        self._claims = claims
+        self._lease = lease
+        self._may_claim = may_claim
+        self._deliver = deliver
+        self._may_fetch = threading.Event()
+        self._stopped = threading.Event()
+        self._idle = threading.Event()
+        self._idle.set()
+        self._thread = threading.Thread(target=self._run, name="fetcher", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread; it fetches once `resume` is called."""
+        self._thread.start()
+
+    def resume(self) -> None:
+        """Fetch from now on."""
+        self._may_fetch.set()
+
+    def pause(self) -> None:
+        """Fetch nothing from now on; a claim under way is still delivered."""
+        self._may_fetch.clear()
+
+    def stop(self, seconds: float) -> bool:
+        """Fetch nothing ever again; wait for a claim under way. Whether none is left."""
+        self._stopped.set()
+        self._may_fetch.set()
+        self._claims.wake()
+        return self._idle.wait(seconds)
+
+    def _run(self) -> None:
+        away = False
+        while not self._stopped.is_set():
+            self._may_fetch.wait()
+            self._idle.clear()
+            try:
+                self._fetch_once()
+                if away:
+                    logger.info("Both stores answer again; fetching.")
+                away = False
+            except LedgerError as exc:
+                if not away:
+                    logger.warning("Fetching pauses: %s", exc)
+                away = True
+                if isinstance(exc, LedgerUnavailable):
+                    self._lease.report_away()
+                self._stopped.wait(AWAY_PAUSE)
+            except Exception:
+                logger.exception("Fetching failed, trying again")
+                self._stopped.wait(AWAY_PAUSE)
+            finally:
+                self._idle.set()
+
+    def _fetch_once(self) -> None:
+        free = self._claims.wait_for_slot(0.5)
+        # After an outage: renew first, then flush the finishes, then claim (PROTOCOL 12).
+        if not free or not self._lease.wait(0.5):
+            return
+        if not self._may_claim():
+            self._stopped.wait(0.02)
+            return
+        if self._stopped.is_set() or not self._may_fetch.is_set() or self._lease.id is None:
+            return
+        claimed = self._source.take(self._lease.id, free)
+        if claimed:
+            self._deliver(claimed)

@@ -1,0 +1,115 @@
+"""`durable(app)`: make a Celery app durable, in its workers and its producers."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+from celery import Celery
+
+from worker.broker.transport import WRITER
+from worker.errors import ConfigurationError
+from worker.jobs.job import Fence, Finish
+from worker.ledger.database import Ledger
+from worker.runtime.publish import Publisher
+from worker.settings import Settings
+
+if TYPE_CHECKING:
+    from worker.runtime.process import Process
+
+#: Connections to Postgres that one producer process opens at the most.
+PRODUCER_CONNECTIONS = 4
+
+
+class Durability:
+    """What a durable app knows of the ledger; `app.ledger`.
+
+    Attributes:
+        settings: the configuration.
+        process: the worker's machinery, in a worker's main process only.
+    """
+
+    def __init__(self, app: Celery, settings: Settings) -> None:
+        self.app = app
+        self.settings = settings
+        self.process: Process | None = None
+
+    @functools.cached_property
+    def ledger(self) -> Ledger:
+        """This process's door to the ledger, opened when first used."""
+        return Ledger(
+            self.settings.database_url.get_secret_value(),
+            name=f"celery-ledger {self.app.main or 'app'}",
+            connect_timeout=self.settings.connect_timeout_seconds,
+            connections=PRODUCER_CONNECTIONS,
+        )
+
+    def fence_of(self, job_id: str) -> Fence | None:
+        """The fence under which this worker holds the job, if it is one and does."""
+        return self.process.claims.fence_of(job_id) if self.process else None
+
+    def finish(self, end: Finish) -> None:
+        """Hand an attempt's end to the worker's writer."""
+        if self.process is None:
+            raise RuntimeError("only a worker's main process finishes jobs")
+        self.process.finish(end)
+
+    def publish(self, job: Any) -> Any:
+        """The transport's writer: see `Publisher`."""
+        return self._publisher(job)
+
+    @functools.cached_property
+    def _publisher(self) -> Publisher:
+        return Publisher(self.ledger, self.settings.payload_max_bytes)
+
+
+def durable(app: Celery, settings: Settings | None = None) -> Celery:
+    """Make `app` durable and return it; call it once, where the app is made.
+
+    It needs `DATABASE_URL`. Redis is `REDIS_URL`, or else the app's own `broker_url`. Nothing is
+    opened before the first use.
+
+    Raises:
+        InvalidSettings: the environment lacks or misstates something.
+        ConfigurationError: the app uses something that cannot be durable.
+    """
+    own = app.conf.get("broker_url")
+    otherwise = {"redis_url": own} if own else {}
+    settings = settings or Settings.load(otherwise=otherwise)
+    _refuse_unsupported(app)
+    app.ledger = Durability(app, settings)
+    options = dict(app.conf.broker_transport_options or {})
+    app.conf.update(
+        broker_url=settings.redis_url.get_secret_value(),
+        broker_transport="worker.broker.transport:Transport",
+        broker_transport_options={**options, WRITER: app.ledger.publish},
+        broker_connection_retry_on_startup=True,
+        result_backend="worker.runtime.results:LedgerBackend",
+        worker_consumer="worker.runtime.consumer:LedgerConsumer",
+        # One slot, one claim: prefetching is the inventory's business.
+        worker_prefetch_multiplier=1,
+        worker_enable_prefetch_count_reduction=False,
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+    )
+    from worker.runtime.process import prepare
+
+    prepare(app)
+    return app
+
+
+def _refuse_unsupported(app: Celery) -> None:
+    conf = app.conf
+    accepted = set(conf.accept_content or ())
+    if accepted - {"json", "application/json"} or conf.task_serializer != "json":
+        raise ConfigurationError(
+            "A durable app speaks JSON only; set task_serializer = 'json' and"
+            " accept_content = ['json']."
+        )
+    if conf.result_serializer != "json":
+        raise ConfigurationError("A durable app speaks JSON only; set result_serializer = 'json'.")
+    if (conf.broker_transport_options or {}).get("global_keyprefix"):
+        raise ConfigurationError(
+            "global_keyprefix is not supported; give this service a Redis database of its own."
+        )
+    if conf.worker_pool_start_method == "spawn":
+        raise ConfigurationError("worker_pool_start_method must be 'fork', not 'spawn'.")

@@ -1,0 +1,104 @@
+"""Isolation: a process of its own for suspects, so that only the guilty kills and is condemned."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from worker.errors import LedgerError
+from worker.ledger.claim import suspects_wait
+from worker.ledger.database import Ledger
+from worker.runtime.claims import Claims
+from worker.settings import environment_with, variable_of
+
+logger = logging.getLogger(__name__)
+
+#: Seconds between looks for suspects.
+LOOK = 1.0
+#: Seconds without a suspect after which an isolated process ends.
+LINGER = 20.0
+_PR_SET_PDEATHSIG = 1
+
+
+class Isolation:
+    """In an ordinary worker: starts an isolated process when suspects wait, at most one.
+
+    In an isolated process: ends it when no suspect has come for a while. An isolated process is
+    this same command with `WORKER_ISOLATED` set: a prefork pool with one child, a lease of its
+    own, and the ledger's suspects as its only source.
+
+    Args:
+        ledger: asked for suspects.
+        queues: this worker's.
+        claims: the inventory.
+        isolated: whether this process is the isolated one.
+    """
+
+    def __init__(
+        self, ledger: Ledger, queues: Callable[[], list[str]], claims: Claims, isolated: bool
+    ) -> None:
+        self._ledger, self._queues, self._claims = ledger, queues, claims
+        self._stop = threading.Event()
+        self._child: subprocess.Popen[bytes] | None = None
+        target = self._linger if isolated else self._watch
+        self._thread = threading.Thread(target=target, name="isolation", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Start nothing more; ask the isolated process to drain."""
+        self._stop.set()
+        if self._child is not None and self._child.poll() is None:
+            self._child.terminate()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(LOOK * random.uniform(0.7, 1.3)):  # noqa: S311 -- jitter
+            if self._child is not None and self._child.poll() is None:
+                continue
+            try:
+                if suspects_wait(self._ledger, self._queues()):
+                    self._spawn()
+            except LedgerError:
+                continue  # the renewal says that Postgres is away
+            except Exception:
+                logger.exception("Looking for suspects failed")
+
+    def _spawn(self) -> None:
+        logger.warning("Suspects wait: starting a process to run them alone in.")
+        self._child = subprocess.Popen(  # noqa: S603 -- this same command
+            sys.orig_argv, env=environment_with(**{variable_of("isolated"): "true"})
+        )
+
+    def _linger(self) -> None:
+        die_with_parent(signal.SIGTERM)
+        busy = time.monotonic()
+        while not self._stop.wait(LOOK):
+            if self._claims.entries():
+                busy = time.monotonic()
+            elif time.monotonic() - busy > LINGER:
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+
+
+def become_isolated(controller: Any) -> None:
+    """Make the worker that is being set up one that runs a single job at a time, in a child."""
+    controller.pool_cls = "prefork"
+    controller.concurrency = 1
+    controller.hostname = f"isolated-{os.getpid()}.{controller.hostname}"
+
+
+def die_with_parent(with_signal: int = signal.SIGKILL) -> None:
+    """Ask Linux to end this process when its parent dies; elsewhere it notices by itself."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, with_signal, 0, 0, 0)

@@ -1,0 +1,250 @@
+"""A worker's main process: the threads that fetch, renew, write, ring, and how they end."""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from celery import Celery, signals
+
+from worker.broker.doorbells import Doorbells
+from worker.errors import BrokerUnavailable, LedgerUnavailable
+from worker.jobs.job import Claim, Fence, Finish, Ring
+from worker.jobs.states import State
+from worker.ledger.catalogue import publish
+from worker.ledger.database import Ledger
+from worker.ledger.migrate import check_schema
+from worker.ledger.writer import Writer
+from worker.runtime.claims import Claims, Phase
+from worker.runtime.clock import LeaseClock, share
+from worker.runtime.drain import Drain
+from worker.runtime.fetch import DoorbellSource, Fetcher, Source, SuspectSource
+from worker.runtime.isolation import Isolation, become_isolated, die_with_parent
+from worker.runtime.lease import Lease, LeaseTerms
+from worker.runtime.signatures import signatures
+
+logger = logging.getLogger(__name__)
+
+#: Uncommitted ends above which nothing more is claimed.
+BACKLOG_LIMIT = 5000
+#: Seconds between tries while Postgres is away at the start.
+START_PAUSE = 1.0
+
+
+class Process:
+    """Everything durable about one worker process; made before its pool forks.
+
+    Args:
+        app: a durable app.
+        controller: Celery's WorkController.
+    """
+
+    def __init__(self, app: Celery, controller: Any) -> None:
+        self.app, self.controller, self.pid = app, controller, os.getpid()
+        self.settings = app.ledger.settings
+        self.clock = LeaseClock()
+        share(self.clock)
+        self.claims = Claims(self._slots)
+        self.granted: deque[Claim] = deque()
+        self.queues: Callable[[], list[str]] = list
+        self.receive: Callable[[Claim], None] | None = None
+        self.stale_results = 0
+        self._rings: queue.SimpleQueue[Sequence[Ring] | None] = queue.SimpleQueue()
+        self._started = False
+
+    def start(self, hub: Any) -> None:
+        """Open the lease and start the threads, once; waits while Postgres is away.
+
+        Raises:
+            ConfigurationError: the schema is not the one that this code needs.
+        """
+        if self._started:
+            return
+        self._hub = hub
+        url = self.settings.database_url.get_secret_value()
+        timeout = self.settings.connect_timeout_seconds
+        name = str(self.controller.hostname)
+        self._ledger = Ledger(url, name=name, connect_timeout=timeout, connections=3)
+        # A pool of its own: nothing that goes on elsewhere may keep a renewal waiting.
+        renewals = Ledger(url, name=f"{name} lease", connect_timeout=timeout, connections=1)
+        self._doorbells = Doorbells(self.settings.redis_url.get_secret_value(), timeout)
+        self.writer = Writer(self._ledger, self._on_written, lambda: self.lease.is_held)
+        self.lease = Lease(
+            renewals,
+            LeaseTerms(
+                name, lambda: self.queues(), self.settings.lease_seconds, self.settings.isolated
+            ),
+            self.claims,
+            self.clock,
+            self.is_healthy,
+            self.finish,
+            self._on_stale,
+            self.writer.retry_now,
+        )
+        self._await_ledger()
+        self.fetcher = Fetcher(
+            self._source(), self.claims, self.lease, self._may_claim, self._deliver
+        )
+        self.isolation = Isolation(
+            self._ledger, lambda: self.queues(), self.claims, self.settings.isolated
+        )
+        self.drain = Drain(self)
+        self._started = True
+        self._start_threads()
+
+    def finish(self, end: Finish) -> None:
+        """Hand over an attempt's end, once: what comes after the first is dropped."""
+        if self.claims.fence_of(end.fence.id) == end.fence and not self.claims.move(
+            end.fence, Phase.ENDED
+        ):
+            return
+        self.writer.put(end)
+
+    def lose(self, fence: Fence, error: str) -> None:
+        """The job's child died, with this job alone in it."""
+        limit = self.settings.lost_limit
+        self.finish(Finish(fence, State.QUEUED, "lost", error=error, lost_limit=limit))
+
+    def give_back(self, fence: Fence, reason: str, delay: float | None = None) -> None:
+        """Let somebody else run a job that was not started here, at once or in `delay` seconds."""
+        state = State.QUEUED if delay is None else State.SCHEDULED
+        self.finish(Finish(fence, state, "released", error=reason, delay=delay))
+
+    def hand_over(self) -> None:
+        """Give what was claimed to Celery; on the event loop's thread."""
+        while self.granted:
+            claim = self.granted.popleft()
+            if self.drain.is_draining:
+                self.give_back(claim.fence, "the worker shut down")
+            elif self.receive is not None:
+                self.receive(claim)
+
+    def is_healthy(self) -> bool:
+        """Whether results get written and the loop turns, stores that are away apart."""
+        limit = 2 * self.settings.lease_seconds
+        return not self.writer.is_stalled(limit)
+
+    @property
+    def is_started(self) -> bool:
+        """Whether the threads run."""
+        return self._started
+
+    def _slots(self) -> int:
+        pool = getattr(self.controller, "pool", None)
+        return int(getattr(pool, "num_processes", None) or self.controller.concurrency or 1)
+
+    def _source(self) -> Source:
+        if self.settings.isolated:
+            return SuspectSource(self._ledger, self.claims, lambda: self.queues())
+        return DoorbellSource(
+            self._ledger,
+            self._doorbells,
+            self.claims,
+            lambda: self.queues(),
+            adopt_foreign=self.settings.adopt_foreign,
+            payload_max_bytes=self.settings.payload_max_bytes,
+        )
+
+    def _await_ledger(self) -> None:
+        told = False
+        while True:
+            try:
+                check_schema(self._ledger)
+                publish(self._ledger, signatures(self.app), self.queues())
+                self.lease.open()
+                return
+            except LedgerUnavailable as exc:
+                if not told:
+                    logger.warning("Waiting for Postgres: %s", exc)
+                told = True
+                time.sleep(START_PAUSE)
+
+    def _start_threads(self) -> None:
+        self.writer.start()
+        self.lease.start()
+        self.fetcher.start()
+        self.isolation.start()
+        threading.Thread(target=self._ring_all, name="ringer", daemon=True).start()
+
+    def _may_claim(self) -> bool:
+        return not self.writer.failing and self.writer.backlog <= BACKLOG_LIMIT
+
+    def _deliver(self, claims: list[Claim]) -> None:
+        # The hub forgets what it was told when its connection breaks; this deque does not.
+        self.granted.extend(claims)
+        self._hub.call_soon(self.hand_over)
+
+    def _on_written(
+        self, written: Sequence[Finish], stale: Sequence[Finish], rings: Sequence[Ring]
+    ) -> None:
+        for end in stale:
+            self.stale_results += 1
+            logger.warning(
+                "The %s of job %s, attempt %d, is dropped: it is not this worker's any more.",
+                end.outcome, end.fence.id, end.fence.attempt,
+            )  # fmt: skip
+        for end in (*written, *stale):
+            self.claims.settle(end.fence)
+        if rings:
+            self._rings.put(rings)
+
+    def _ring_all(self) -> None:
+        """Push doorbells apart from the writer: a silent Redis must not hold up results."""
+        while (rings := self._rings.get()) is not None:
+            try:
+                self._doorbells.ring(rings)
+            except BrokerUnavailable as exc:
+                logger.warning("%d doorbells are late: %s", len(rings), exc)
+            except Exception:
+                logger.exception("%d doorbells are late", len(rings))
+
+    def _on_stale(self, fences: list[Fence]) -> None:
+        """The ledger says that these jobs are not ours: cancelled, or rescued meanwhile."""
+        entries = {entry.id: entry for entry in self.claims.entries()}
+        for fence in fences:
+            entry = entries.get(fence.id)
+            if entry is None or entry.fence != fence:
+                continue
+            if not entry.stale:
+                entry.stale = True  # a period's grace to end by itself
+            elif entry.pid not in (None, self.pid):
+                logger.warning("Terminating the child that still runs job %s.", fence.id)
+                self._hub.call_soon(self.controller.pool.terminate_job, entry.pid)
+
+
+def prepare(app: Celery) -> None:
+    """Let Celery's signals build, drain and forget this app's `Process`."""
+
+    def on_worker_init(sender: Any, **_: Any) -> None:
+        if sender.app is app:
+            if app.ledger.settings.isolated:
+                become_isolated(sender)
+            app.ledger.process = Process(app, sender)
+
+    def on_child(**_: Any) -> None:
+        process = app.ledger.process
+        if process is not None and process.pid != os.getpid():
+            die_with_parent()
+            app.ledger.process = None
+
+    def on_shutting_down(how: str = "Warm", **_: Any) -> None:
+        process = app.ledger.process
+        if process is not None and process.is_started:
+            process.drain.begin(at_once=how.lower() != "warm")
+
+    def on_shutdown(**_: Any) -> None:
+        process = app.ledger.process
+        if process is not None and process.is_started and process.pid == os.getpid():
+            process.drain.begin(at_once=False)
+            process.drain.join()
+
+    signals.worker_init.connect(on_worker_init, weak=False)
+    signals.worker_process_init.connect(on_child, weak=False)
+    signals.worker_shutting_down.connect(on_shutting_down, weak=False)
+    signals.worker_shutdown.connect(on_shutdown, weak=False)

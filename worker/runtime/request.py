@@ -1,0 +1,166 @@
+"""Celery's request for one claimed job: what Celery calls when it starts, ends or dies."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+from weakref import ref
+
+from billiard.exceptions import WorkerLostError
+from celery import signals
+from celery.exceptions import Ignore, Reject, Retry, TaskRevokedError
+from celery.utils.saferepr import saferepr
+from celery.worker.request import Request
+from celery.worker.state import task_ready
+from kombu.utils.encoding import safe_repr, safe_str
+
+from worker.jobs.job import Fence, Finish
+from worker.jobs.states import State
+from worker.runtime.claims import Claims, Phase
+from worker.runtime.clock import LeaseClock
+from worker.runtime.trace import Traced, describe, run_claimed
+
+logger = logging.getLogger(__name__)
+
+
+class ClaimedRequest(Request):  # type: ignore[misc] # Celery's class is not typed
+    """A request that runs under a fence and reports to the inventory.
+
+    Acknowledging and rejecting are no-ops: once the claim is committed the message has done its
+    duty. Celery's `create_request_cls` is not used, because it bypasses overrides of `on_success`
+    and `execute_using_pool`.
+    """
+
+    fence: Fence
+    claims: Claims
+    clock: LeaseClock
+    finish: Callable[[Finish], None]
+    lose: Callable[[Fence, str], None]
+
+    def execute_using_pool(self, pool: Any, **kwargs: Any) -> Any:
+        """Hand the job to the pool, unless it was revoked."""
+        if self.revoked():
+            # Its finish is on its way; Celery's caller frees the pool's slot.
+            raise TaskRevokedError(self.id)
+        self.claims.move(self.fence, Phase.HANDED)
+        time_limit, soft_time_limit = self.time_limits
+        result = pool.apply_async(
+            run_claimed,
+            args=(
+                self.clock,
+                self.fence,
+                self.type,
+                self.request_dict,
+                self.body,
+                self.content_type,
+                self.content_encoding,
+            ),
+            accept_callback=self.on_accepted,
+            timeout_callback=self.on_timeout,
+            callback=self.on_success,
+            error_callback=self.on_failure,
+            soft_timeout=soft_time_limit or self.task.soft_time_limit,
+            timeout=time_limit or self.task.time_limit,
+            correlation_id=self.id,
+        )
+        self._apply_result = None if result is None else ref(result)
+        return result
+
+    def acknowledge(self) -> None:
+        """Nothing: the ledger has the job."""
+
+    def reject(self, requeue: bool = False) -> None:
+        """Nothing: the ledger has the job."""
+
+    def maybe_expire(self) -> bool:
+        """False: the claim has checked it, on the database's clock."""
+        return False
+
+    def on_accepted(self, pid: int, time_accepted: float) -> None:
+        """A thread or child takes the job up."""
+        self.claims.move(self.fence, Phase.STARTED, pid)
+        super().on_accepted(pid, time_accepted)
+
+    def on_success(self, traced: Any, **kwargs: Any) -> None:
+        """The pool is done with the job, however it ended."""
+        if not isinstance(traced, Traced):  # an ExceptionInfo: the pool thread itself broke down
+            self.on_failure(traced)
+            return
+        if traced.finish is None:
+            task_ready(self)
+            self.finish(
+                Finish(self.fence, State.QUEUED, "released", error="not started in the lease")
+            )
+            return
+        task_ready(self, successful=not traced.failed)
+        self.finish(traced.finish)
+        self._announce(traced)
+
+    def on_failure(
+        self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False
+    ) -> None:
+        """The pool lost the job: its child died, was terminated, or its answer was unreadable."""
+        exc = exc_info.exception
+        exc = getattr(exc, "exc", exc)
+        if self._already_revoked or self._already_cancelled:
+            task_ready(self)
+            return
+        if isinstance(exc, (WorkerLostError, SystemExit, KeyboardInterrupt)):
+            task_ready(self)
+            self._lose(describe(exc))
+            return
+        if isinstance(exc, MemoryError):
+            # Celery re-raises it and takes the worker down.
+            task_ready(self)
+            self.finish(
+                Finish(
+                    self.fence, State.FAILED, "failed", error=describe(exc),
+                    traceback=safe_str(exc_info.traceback),
+                )
+            )  # fmt: skip
+            return
+        super().on_failure(exc_info, send_failed_event, return_ok)
+
+    def _lose(self, error: str) -> None:
+        """The child died, with this job alone in it: a loss that counts."""
+        logger.error("Job %s lost its process: %s", self.id, error)
+        self.lose(self.fence, error)
+        self.send_event("task-failed", exception=error, traceback="")
+
+    def _announce(self, traced: Traced) -> None:
+        """Tell Flower and other listeners what Celery would tell them."""
+        if not traced.failed:
+            self.send_event("task-succeeded", result=traced.value, runtime=traced.runtime)
+            return
+        info = traced.value
+        exc = getattr(info, "exception", None)
+        exc = getattr(exc, "exc", exc)
+        if isinstance(exc, Retry):
+            self.send_event(
+                "task-retried", exception=safe_repr(exc.exc), traceback=safe_str(info.traceback)
+            )
+        elif isinstance(exc, Reject):
+            self.send_event("task-rejected", requeue=exc.requeue)
+        elif not isinstance(exc, Ignore):
+            self.send_event(
+                "task-failed",
+                exception=saferepr(exc),
+                traceback=safe_str(getattr(info, "traceback", "")),
+            )
+
+
+def received(request: ClaimedRequest, consumer: Any) -> None:
+    """Tell Celery's listeners that a job has arrived."""
+    signals.task_received.send(sender=consumer, request=request)
+    request.send_event(
+        "task-received",
+        name=request.name,
+        args=request.argsrepr,
+        kwargs=request.kwargsrepr,
+        root_id=request.root_id,
+        parent_id=request.parent_id,
+        retries=request.request_dict.get("retries", 0),
+        eta=None,
+        expires=None,
+    )

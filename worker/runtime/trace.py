@@ -1,0 +1,102 @@
+"""Run one claimed job: the function that a worker hands to its pool, in every kind of pool."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from dataclasses import dataclass
+from typing import Any
+
+from billiard.einfo import ExceptionInfo
+from celery import current_app
+from celery.app import trace as celery_trace
+from celery.exceptions import Ignore, Reject, WorkerShutdown, WorkerTerminate
+
+from worker.jobs.job import Fence, Finish
+from worker.runtime.clock import LeaseClock
+from worker.runtime.execution import Execution, running
+
+logger = logging.getLogger(__name__)
+
+#: What `Task.on_replace` of Celery 5.7 raises `Ignore` with; a contract test pins it.
+REPLACED = "Replaced by new task"
+
+
+@dataclass(frozen=True, slots=True)
+class Traced:
+    """What comes back from the pool.
+
+    Attributes:
+        failed: as Celery's tracer has it.
+        value: the return value's repr, or an ExceptionInfo.
+        runtime: seconds, `None` unless it succeeded.
+        finish: what to write, `None` when the job was not started.
+    """
+
+    failed: int
+    value: Any
+    runtime: float | None
+    finish: Finish | None
+
+
+def run_claimed(
+    clock: LeaseClock,
+    fence: Fence,
+    task: str,
+    request: dict[str, Any],
+    body: Any,
+    content_type: str | None,
+    content_encoding: str | None,
+) -> Traced:
+    """Run `task` as the attempt of `fence`, unless the lease may have expired meanwhile."""
+    if not clock.may_start(fence.lease):
+        # This process was stopped or cut off: somebody else may be running the job by now.
+        return Traced(0, None, None, None)
+    app = current_app._get_current_object()
+    tracer = (
+        celery_trace.fast_trace_task if app.use_fast_trace_task else celery_trace.trace_task_ret
+    )
+    with running(fence) as execution:
+        try:
+            failed, value, runtime = tracer(
+                task, fence.id, request, body, content_type, content_encoding, app=app
+            )
+            if not execution.is_decided:
+                _decide(execution, value)
+        except (WorkerShutdown, WorkerTerminate):
+            raise
+        except (Exception, SystemExit) as exc:
+            # Celery lets a MemoryError take down the whole worker, and sys.exit() its child.
+            failed, value, runtime = 1, ExceptionInfo(), None
+            execution.retry = None
+            execution.fail(None, None, describe(exc), traceback.format_exc())
+    return Traced(failed, value, runtime, execution.finish())
+
+
+def describe(exc: BaseException) -> str:
+    """One line: the exception's type and what it says."""
+    try:
+        text = str(exc)
+    except Exception:  # an exception may be unable to say what it is
+        text = "(no text)"
+    return f"{type(exc).__qualname__}: {text}" if text else type(exc).__qualname__
+
+
+def _decide(execution: Execution, value: Any) -> None:
+    """End an attempt for which Celery marks nothing: Ignore, Reject, an error of its own."""
+    exc = getattr(value, "exception", None)
+    exc = getattr(exc, "exc", exc)  # billiard's ExceptionWithTraceback
+    if isinstance(exc, Ignore):
+        if REPLACED in str(exc):
+            execution.await_replacement()
+        else:
+            execution.succeed(None, None, None)
+    elif isinstance(exc, Reject):
+        reason = f"rejected by the task: {exc.reason}"
+        if exc.requeue:
+            execution.give_back(reason)
+        else:
+            execution.fail(None, None, reason, getattr(value, "traceback", None))
+    else:
+        text = describe(exc) if isinstance(exc, BaseException) else "the task ended without a word"
+        execution.fail(None, None, text, getattr(value, "traceback", None))

@@ -1,0 +1,1 @@
+"""Logs: what happened, for people and for machines. May not: change what happens."""
