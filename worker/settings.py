@@ -1,4 +1,4 @@
-"""Every setting of this service, read from the environment once. The only reader of the environment."""
+"""Every setting, read from the environment once; no other module reads the environment."""
 
 from __future__ import annotations
 

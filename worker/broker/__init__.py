@@ -1,1 +1,4 @@
-"""The broker: doorbells in Redis. The only room that imports redis or kombu's transports. May not: decide, nor know the ledger."""
+"""The broker: doorbells in Redis.
+
+May touch: redis, and kombu's transports; no other room may. May not: decide, nor know the ledger.
+"""

@@ -179,7 +179,7 @@ class Doorbells:
     def front(self, name: str) -> Front:
         """What is next to be popped from list `name`, as far as `FRONT_DEPTH` entries show."""
         with translated():
-            entries = self._redis.lrange(name, -FRONT_DEPTH, -1)
+            entries: list[Any] = self._redis.lrange(name, -FRONT_DEPTH, -1)
         for entry in reversed(entries):
             ring = ring_of(name, entry)
             if ring is not None:

@@ -1,4 +1,4 @@
-"""The Lua scripts: what must happen in Redis at once. They run on Redis 6.2 and later, and Valkey."""
+"""The Lua scripts: what must happen in Redis at once. For Redis 6.2 and later, and Valkey."""
 
 from __future__ import annotations
 

@@ -121,7 +121,7 @@ def depth_of(value: Any) -> int:
 def _envelope(
     job_id: str, task: str, args: Sequence[Any], kwargs: Mapping[str, Any], priority: int
 ) -> str:
-    headers = {
+    headers: dict[str, Any] = {
         "lang": "py",
         "task": task,
         "id": job_id,

@@ -35,4 +35,4 @@ class Backoff:
 
     def wait(self, retry: int, rng: random.Random | None = None) -> float:
         """Seconds to wait before retry `retry`, drawn from `rng` (default: the process's)."""
-        return (rng or random).uniform(0.0, self.bound(retry))  # type: ignore[union-attr] # module or Random
+        return (rng or random).uniform(0.0, self.bound(retry))

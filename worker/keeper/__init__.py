@@ -1,1 +1,4 @@
-"""The keeper: finds what should be running but is not. One duty per file. May touch: ledger, broker. May not: run jobs."""
+"""The keeper: finds what should be running but is not. One duty per file.
+
+May touch: ledger, broker. May not: run jobs.
+"""

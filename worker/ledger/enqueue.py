@@ -40,9 +40,21 @@ _INSERT = text("""
 """)
 
 _FIELDS = (
-    "id task queue list priority delay expires key fingerprint parent_id root_id group_id"
-    " envelope body"
-).split()
+    "id",
+    "task",
+    "queue",
+    "list",
+    "priority",
+    "delay",
+    "expires",
+    "key",
+    "fingerprint",
+    "parent_id",
+    "root_id",
+    "group_id",
+    "envelope",
+    "body",
+)
 
 _KNOWN = text("""
     SELECT id, key, fingerprint FROM jobs

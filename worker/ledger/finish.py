@@ -28,9 +28,25 @@ _INPUT = """
     )
 """
 _FIELDS = (
-    "id attempt lease state outcome result result_type error traceback children delay task queue"
-    " list priority envelope body lost_limit"
-).split()
+    "id",
+    "attempt",
+    "lease",
+    "state",
+    "outcome",
+    "result",
+    "result_type",
+    "error",
+    "traceback",
+    "children",
+    "delay",
+    "task",
+    "queue",
+    "list",
+    "priority",
+    "envelope",
+    "body",
+    "lost_limit",
+)
 
 # The rows are locked in id order, so that two opposite batches cannot deadlock (PROTOCOL 20). The
 # guard stands twice: once to lock, once more because a waited-for row may have changed.

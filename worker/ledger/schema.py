@@ -1,4 +1,4 @@
-"""The tables, as SQLAlchemy Core knows them. The migrations make them; a test holds the two equal."""
+"""The tables, as SQLAlchemy Core knows them; a test holds them equal to the migrations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Until when this worker's lease surely holds, on the machine's own clock, for every process of it."""
+"""Until when this worker's lease surely holds, on the machine's clock, for all its processes."""
 
 from __future__ import annotations
 

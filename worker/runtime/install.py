@@ -21,6 +21,12 @@ if TYPE_CHECKING:
 PRODUCER_CONNECTIONS = 4
 
 
+def durability_of(app: Celery) -> Durability:
+    """What a durable app knows of the ledger."""
+    known: Durability = app.ledger  # type: ignore[attr-defined] # `durable` has set it
+    return known
+
+
 class Durability:
     """What a durable app knows of the ledger; `app.ledger`.
 
@@ -77,12 +83,12 @@ def durable(app: Celery, settings: Settings | None = None) -> Celery:
     otherwise = {"redis_url": own} if own else {}
     settings = settings or Settings.load(otherwise=otherwise)
     _refuse_unsupported(app)
-    app.ledger = Durability(app, settings)
+    app.ledger = Durability(app, settings)  # type: ignore[attr-defined] # the one place
     options = dict(app.conf.broker_transport_options or {})
     app.conf.update(
         broker_url=settings.redis_url.get_secret_value(),
         broker_transport="worker.broker.transport:Transport",
-        broker_transport_options={**options, WRITER: app.ledger.publish},
+        broker_transport_options={**options, WRITER: durability_of(app).publish},
         broker_connection_retry_on_startup=True,
         result_backend="worker.runtime.results:LedgerBackend",
         worker_consumer="worker.runtime.consumer:LedgerConsumer",

@@ -76,7 +76,7 @@ class Isolation:
 
     def _spawn(self) -> None:
         logger.warning("Suspects wait: starting a process to run them alone in.")
-        self._child = subprocess.Popen(  # noqa: S603 -- this same command
+        self._child = subprocess.Popen(
             sys.orig_argv, env=environment_with(**{variable_of("isolated"): "true"})
         )
 

@@ -25,6 +25,7 @@ from worker.runtime.claims import Claims, Phase
 from worker.runtime.clock import LeaseClock, share
 from worker.runtime.drain import Drain
 from worker.runtime.fetch import DoorbellSource, Fetcher, Source, SuspectSource
+from worker.runtime.install import durability_of
 from worker.runtime.isolation import Isolation, become_isolated, die_with_parent
 from worker.runtime.lease import Lease, LeaseTerms
 from worker.runtime.signatures import signatures
@@ -47,7 +48,7 @@ class Process:
 
     def __init__(self, app: Celery, controller: Any) -> None:
         self.app, self.controller, self.pid = app, controller, os.getpid()
-        self.settings = app.ledger.settings
+        self.settings = durability_of(app).settings
         self.clock = LeaseClock()
         share(self.clock)
         self.claims = Claims(self._slots)
@@ -220,26 +221,27 @@ class Process:
 
 def prepare(app: Celery) -> None:
     """Let Celery's signals build, drain and forget this app's `Process`."""
+    known = durability_of(app)
 
     def on_worker_init(sender: Any, **_: Any) -> None:
         if sender.app is app:
-            if app.ledger.settings.isolated:
+            if known.settings.isolated:
                 become_isolated(sender)
-            app.ledger.process = Process(app, sender)
+            known.process = Process(app, sender)
 
     def on_child(**_: Any) -> None:
-        process = app.ledger.process
+        process = known.process
         if process is not None and process.pid != os.getpid():
             die_with_parent()
-            app.ledger.process = None
+            known.process = None
 
     def on_shutting_down(how: str = "Warm", **_: Any) -> None:
-        process = app.ledger.process
+        process = known.process
         if process is not None and process.is_started:
             process.drain.begin(at_once=how.lower() != "warm")
 
     def on_shutdown(**_: Any) -> None:
-        process = app.ledger.process
+        process = known.process
         if process is not None and process.is_started and process.pid == os.getpid():
             process.drain.begin(at_once=False)
             process.drain.join()

@@ -1,4 +1,4 @@
-"""What the transport does with a task message: make it a row, or part of a running attempt's end."""
+"""What the transport does with a task message: make it a row, or part of an attempt's end."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from worker.jobs.signature import Parameters, describe
 
 
 def signatures(app: Celery) -> dict[str, Parameters]:
-    """Each of the app's own tasks with its parameters; what cannot be inspected accepts anything."""
+    """Each of the app's own tasks with its parameters; one that hides them accepts anything."""
     return {
         name: _parameters(task)
         for name, task in app.tasks.items()

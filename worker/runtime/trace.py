@@ -52,7 +52,7 @@ def run_claimed(
     if not clock.may_start(fence.lease):
         # This process was stopped or cut off: somebody else may be running the job by now.
         return Traced(0, None, None, None)
-    app = current_app._get_current_object()
+    app: Any = current_app._get_current_object()  # type: ignore[attr-defined] # a proxy
     tracer = (
         celery_trace.fast_trace_task if app.use_fast_trace_task else celery_trace.trace_task_ret
     )
