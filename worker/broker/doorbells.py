@@ -176,6 +176,24 @@ class Doorbells:
         with translated():
             return [json.loads(entry) for entry in self._redis.lrange(QUARANTINE, 0, -1)]
 
+    def quarantine_length(self) -> int:
+        """How many entries are in the quarantine."""
+        with translated():
+            length: Any = self._redis.llen(QUARANTINE)
+        return int(length)
+
+    def server(self) -> tuple[str, str]:
+        """What answers, Redis or Valkey, and its version.
+
+        Raises:
+            Unavailable: nothing does.
+        """
+        with translated():
+            info: Any = self._redis.info("server")
+        if info.get("server_name") == "valkey":
+            return "Valkey", str(info["valkey_version"])
+        return "Redis", str(info["redis_version"])
+
     def front(self, name: str) -> Front:
         """What is next to be popped from list `name`, as far as `FRONT_DEPTH` entries show."""
         with translated():

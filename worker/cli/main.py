@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import sys
+from contextlib import suppress
 from importlib import import_module
+from pathlib import Path
 
 import click
 
@@ -52,6 +55,7 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line; every expected error is one sentence on stderr and an exit code."""
+    _prepare()
     try:
         sys.exit(cli.main(standalone_mode=False) or 0)
     except click.exceptions.Exit as exc:
@@ -65,3 +69,13 @@ def main() -> None:
     except LedgerError as exc:
         click.echo(f"Error: {exc}", err=True)
         sys.exit(exc.exit_code)
+
+
+def _prepare() -> None:
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: a job may hold any text
+    # `python -m worker` finds task modules in the current directory; so shall `worker`, but after
+    # every installed one: a file there must not stand in for a library.
+    with suppress(FileNotFoundError):  # the directory was removed
+        if not sys.flags.safe_path and not {"", str(Path.cwd())} & set(sys.path):
+            sys.path.append(str(Path.cwd()))

@@ -19,6 +19,8 @@ T = TypeVar("T")
 _DEADLOCK, _SERIALIZATION = "40P01", "40001"
 #: The server refuses or ends the session: crash, shutdown, too many connections, starting up.
 _AWAY_CLASSES = ("08", "57P", "53")
+#: What is wrong with the data: out of range, against a constraint, or too large for an index.
+_REFUSED_CLASSES = ("22", "23", "54")
 _UNDEFINED_TABLE = "42P01"
 _TRIES = 5
 
@@ -140,6 +142,8 @@ def translated() -> Iterator[None]:
         ) from None
     except DBAPIError as exc:
         raise _meaning(exc) from exc
+    except UnicodeEncodeError as exc:
+        raise Refused("Postgres refuses a lone surrogate in text.") from exc
     except ValueError as exc:
         if "NUL" not in str(exc):  # psycopg2 refuses a NUL in text before it is sent
             raise
@@ -154,7 +158,7 @@ def _meaning(error: DBAPIError) -> Exception:
         return ConnectionLost("The connection to Postgres was lost; try again.")
     if state.startswith(_AWAY_CLASSES) or (not state and isinstance(error, OperationalError)):
         return LedgerUnavailable(f"Postgres is not available: {first_line(error.orig)}")
-    if isinstance(error, DataError):
+    if isinstance(error, DataError) or state.startswith(_REFUSED_CLASSES):
         return Refused(f"Postgres refuses the data: {first_line(error.orig)}")
     if state == _UNDEFINED_TABLE:
         return SchemaMissing()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -114,14 +115,18 @@ def insert(connection: Connection, jobs: Sequence[NewJob]) -> list[Enqueued | Co
         row.id: Ring(row.id, row.list, row.dispatch_seq) if row.dispatch_seq else None
         for row in connection.execute(_INSERT, _parameters(jobs))
     }
-    missing = [job for job in jobs if job.id not in created]
-    known = _known(connection, missing) if missing else {}
-    return [
-        Enqueued(job.id, True, created.pop(job.id))
-        if job.id in created
-        else _answer(connection, job, known)
-        for job in jobs
-    ]
+    repeated = {job_id for job_id, times in Counter(job.id for job in jobs).items() if times > 1}
+    unsure = [job for job in jobs if job.id not in created or job.id in repeated]
+    known = _known(connection, unsure) if unsure else {}
+    answers: list[Enqueued | Conflict] = []
+    for job in jobs:
+        # Of several jobs with one id, Postgres may have taken any; the row says which.
+        ours = job.id not in repeated or _is_same(known.get(("id", job.id)), job)
+        if job.id in created and ours:
+            answers.append(Enqueued(job.id, True, created.pop(job.id)))
+        else:
+            answers.append(_answer(connection, job, known))
+    return answers
 
 
 def insert_ended(connection: Connection, ended: Sequence[Ended]) -> None:
@@ -173,7 +178,7 @@ def _answer(
 ) -> Enqueued | Conflict:
     by_key = known.get(("key", job.key)) if job.key is not None else None
     row = by_key or known.get(("id", job.id))
-    if row is not None and bytes(row.fingerprint) == job.fingerprint:
+    if _is_same(row, job):
         return Enqueued(row.id, False, None)
     if by_key is not None:
         return Conflict(
@@ -193,3 +198,7 @@ def _answer(
     return Conflict(
         f"The id {job.id!r} belongs to another job; leave the id out, or use a new one."
     )
+
+
+def _is_same(row: Any, job: NewJob) -> bool:
+    return row is not None and bytes(row.fingerprint) == job.fingerprint

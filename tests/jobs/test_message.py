@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from celery import Celery
+from hypothesis import given
+from hypothesis import strategies as st
+
+from worker.errors import InvalidRequest, MalformedId, NotJSON, TooLarge
+from worker.jobs.message import MAX_DEPTH, depth_of, encoded_body, new_job
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=20,
+)
+
+
+def test_the_message_has_what_celery_itself_would_send() -> None:
+    app = Celery("contract", set_as_current=False)
+    theirs = app.amqp.as_task_v2("id-1", "tests.add", (1, 2), {"z": 3})
+    job = new_job("tests.add", [1, 2], {"z": 3}, job_id="id-1", priority=4)
+    ours = json.loads(job.message.envelope)
+
+    assert list(ours["headers"]) == list(theirs.headers)
+    for name in set(theirs.headers) - {"argsrepr", "kwargsrepr", "origin", "stamps"}:
+        assert ours["headers"][name] == theirs.headers[name], name
+    assert ours["headers"]["argsrepr"] == theirs.headers["argsrepr"] == "(1, 2)"
+    assert ours["headers"]["kwargsrepr"] == theirs.headers["kwargsrepr"]
+    assert theirs.properties.items() <= ours["properties"].items()
+    args, kwargs, embed = json.loads(job.message.body)
+    assert (args, kwargs, embed) == ([1, 2], {"z": 3}, theirs.body[2])
+
+
+@given(st.lists(JSON, max_size=3), st.dictionaries(st.text(), JSON, max_size=3))
+def test_arguments_round_trip(args: list[Any], kwargs: dict[str, Any]) -> None:
+    job = new_job("tests.add", args, kwargs)
+
+    assert json.loads(job.message.body)[:2] == [args, kwargs]
+
+
+@given(st.integers(1, MAX_DEPTH + 50))
+def test_depth_counts_levels_and_stops_above_the_bound(levels: int) -> None:
+    value: Any = 1
+    for _ in range(levels):
+        value = [value] if levels % 2 else {"in": value}
+
+    assert depth_of(value) == min(levels, MAX_DEPTH + 2)
+
+
+def test_what_nests_too_deep_is_refused_without_recursion() -> None:
+    value: list[Any] = []
+    for _ in range(100_000):
+        value = [value]
+
+    with pytest.raises(NotJSON, match="nest deeper than 100"):
+        encoded_body(value, {}, 1 << 20)
+    while value:  # taken apart by hand: freeing it would recurse
+        value = value[0]
+
+
+@pytest.mark.parametrize("value", [{1, 2}, object(), b"bytes", 1j])
+def test_what_json_cannot_hold_is_refused(value: object) -> None:
+    with pytest.raises(NotJSON, match="cannot be written as JSON"):
+        new_job("tests.add", [value])
+
+
+def test_a_body_over_the_limit_is_refused_with_both_sizes() -> None:
+    with pytest.raises(TooLarge, match="has 20.. bytes, the limit is 1024"):
+        new_job("tests.add", ["x" * 2000], max_bytes=1024)
+
+
+@pytest.mark.parametrize(
+    ("more", "error"),
+    [
+        ({"job_id": "x" * 300}, MalformedId),
+        ({"queue": ""}, InvalidRequest),
+        ({"queue": "q" * 256}, InvalidRequest),
+        ({"queue": "\ud800"}, InvalidRequest),
+        ({"key": "a\0b"}, InvalidRequest),
+        ({"key": ""}, InvalidRequest),
+        ({"priority": 10}, InvalidRequest),
+        ({"priority": -1}, InvalidRequest),
+        ({"priority": True}, InvalidRequest),
+        ({"priority": 1.0}, InvalidRequest),
+        ({"delay": -1}, InvalidRequest),
+        ({"delay": float("nan")}, InvalidRequest),
+        ({"delay": float("inf")}, InvalidRequest),
+        ({"expires": "soon"}, InvalidRequest),
+        ({"args": "text"}, InvalidRequest),
+        ({"kwargs": [1]}, InvalidRequest),
+    ],
+)
+def test_what_cannot_be_a_job_is_refused(more: dict[str, Any], error: type[Exception]) -> None:
+    with pytest.raises(error):
+        new_job("tests.add", **more)
+
+
+def test_the_fingerprint_tells_requests_apart_and_repeats_not() -> None:
+    first = new_job("tests.add", [1])
+
+    assert first.fingerprint == new_job("tests.add", [1]).fingerprint
+    assert first.fingerprint != new_job("tests.add", [2]).fingerprint
+    assert first.fingerprint != new_job("tests.sub", [1]).fingerprint
+    assert first.fingerprint != new_job("tests.add", [1], queue="other").fingerprint

@@ -1,0 +1,262 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from tests.ledger import given
+from tests.proxy import Proxy
+from worker.errors import Conflict, LedgerUnavailable, MalformedId
+from worker.jobs.job import Enqueued, Message, NewJob
+from worker.jobs.states import State
+from worker.ledger.database import Ledger, Refused
+from worker.ledger.enqueue import enqueue
+from worker.ledger.read import counts
+
+
+def answers(ledger: Ledger, *jobs: NewJob, atomic: bool = False) -> list[Enqueued]:
+    found = enqueue(ledger, jobs, atomic=atomic)
+    assert all(isinstance(answer, Enqueued) for answer in found), found
+    return [answer for answer in found if isinstance(answer, Enqueued)]
+
+
+def test_a_job_that_is_due_waits_in_its_list_with_a_doorbell(ledger: Ledger) -> None:
+    (answer,) = answers(ledger, given.job("a", priority=4))
+
+    assert answer.created and answer.ring is not None
+    assert (answer.ring.id, answer.ring.list) == ("a", "celery\x06\x163")
+    assert given.state_of(ledger, "a") is State.QUEUED
+
+
+def test_a_job_with_a_future_time_waits_as_a_row_without_a_doorbell(ledger: Ledger) -> None:
+    (answer,) = answers(ledger, given.job("a", delay=60))
+
+    job = given.job_of(ledger, "a")
+    assert answer == Enqueued("a", True, None)
+    assert job.state is State.SCHEDULED and job.run_at is not None
+    assert 59 < (job.run_at - job.created_at).total_seconds() < 61
+
+
+def test_a_time_that_is_past_is_now(ledger: Ledger) -> None:
+    (answer,) = answers(ledger, replace(given.job("a"), delay=-5.0))
+
+    assert answer.ring is not None
+    assert given.state_of(ledger, "a") is State.QUEUED
+
+
+def test_each_doorbell_has_a_higher_number_than_the_one_before(ledger: Ledger) -> None:
+    rings = [answer.ring for _ in range(3) for answer in answers(ledger, given.job())]
+
+    numbers = [ring.seq for ring in rings if ring]
+    assert len(numbers) == 3 and numbers == sorted(set(numbers))
+
+
+def test_an_identical_repeat_is_answered_with_the_job_that_is_there(ledger: Ledger) -> None:
+    job = given.job("a", 1)
+    answers(ledger, job)
+
+    assert answers(ledger, job) == [Enqueued("a", False, None)]
+    assert counts(ledger) == {State.QUEUED: 1}
+
+
+def test_an_identical_repeat_in_one_batch_is_one_job(ledger: Ledger) -> None:
+    job = given.job("a", 1)
+
+    first, second = answers(ledger, job, job)
+
+    assert first.created and first.ring is not None
+    assert second == Enqueued("a", False, None)
+
+
+def test_another_request_with_a_known_id_is_a_conflict(ledger: Ledger) -> None:
+    answers(ledger, given.job("a", 1))
+
+    (answer,) = enqueue(ledger, [given.job("a", 2)])
+
+    assert isinstance(answer, Conflict) and "'a' belongs to another job" in str(answer)
+    assert json.loads(given.job_of(ledger, "a").message.body)[0] == [1]
+
+
+def test_two_requests_with_one_id_in_one_batch_are_a_conflict(ledger: Ledger) -> None:
+    found = enqueue(ledger, [given.job("a", 1), given.job("a", 2)])
+
+    created = [answer for answer in found if isinstance(answer, Enqueued)]
+    assert len(created) == 1 and len(found) == 2
+    kept = json.loads(given.job_of(ledger, "a").message.body)[0]
+    assert kept == [1 + found.index(created[0])]  # whom it was told to is whose it is
+
+
+def test_a_key_makes_one_job_of_many_requests(ledger: Ledger) -> None:
+    (first,) = answers(ledger, given.job("a", 1, key="k"))
+    (second,) = answers(ledger, given.job("b", 1, key="k"))
+
+    assert first.created
+    assert second == Enqueued("a", False, None)
+    assert counts(ledger) == {State.QUEUED: 1}
+
+
+def test_a_key_with_another_payload_is_a_conflict(ledger: Ledger) -> None:
+    answers(ledger, given.job("a", 1, key="k"))
+
+    (answer,) = enqueue(ledger, [given.job("b", 2, key="k")])
+
+    assert isinstance(answer, Conflict) and "key 'k' belongs to job a" in str(answer)
+
+
+def test_fifty_producers_with_one_key_make_one_job(
+    ledger: Ledger, open_ledger: Callable[..., Ledger]
+) -> None:
+    doors = [open_ledger() for _ in range(50)]
+
+    found = given.all_at_once(
+        [lambda door=door: answers(door, given.job(None, 1, key="k"))[0] for door in doors]  # type: ignore[misc] # a lambda's default
+    )
+
+    assert len({answer.id for answer in found}) == 1
+    assert sum(answer.created for answer in found) == 1
+    assert sum(answer.ring is not None for answer in found) == 1
+    assert counts(ledger) == {State.QUEUED: 1}
+
+
+def test_atomic_is_all_or_none(ledger: Ledger) -> None:
+    answers(ledger, given.job("b", 1))
+
+    with pytest.raises(Conflict, match="'b'"):
+        enqueue(ledger, [given.job("a"), given.job("b", 2), given.job("c")], atomic=True)
+
+    assert counts(ledger) == {State.QUEUED: 1}
+
+
+def test_without_atomic_a_conflict_stands_alone(ledger: Ledger) -> None:
+    answers(ledger, given.job("b", 1))
+
+    found = enqueue(ledger, [given.job("a"), given.job("b", 2), given.job("c")])
+
+    assert [type(answer) for answer in found] == [Enqueued, Conflict, Enqueued]
+    assert counts(ledger) == {State.QUEUED: 3}
+
+
+def test_five_thousand_jobs_are_answered_in_their_order(ledger: Ledger) -> None:
+    jobs = [given.job(None, number) for number in range(5000)]
+
+    found = answers(ledger, *jobs)
+
+    assert [answer.id for answer in found] == [job.id for job in jobs]
+    assert counts(ledger) == {State.QUEUED: 5000}
+
+
+def test_five_thousand_jobs_are_all_or_none(ledger: Ledger) -> None:
+    answers(ledger, given.job("a", 1))
+    jobs = [given.job(None, number) for number in range(4999)]
+
+    with pytest.raises(Conflict):
+        enqueue(ledger, [*jobs, given.job("a", 2)], atomic=True)
+
+    assert counts(ledger) == {State.QUEUED: 1}
+
+
+@pytest.mark.parametrize("bad", ["x" * 6000, "a\0b", "", "\ud800"])
+def test_an_id_that_the_ledger_cannot_hold_stops_the_whole_request(
+    ledger: Ledger, bad: str
+) -> None:
+    with pytest.raises(MalformedId):
+        enqueue(ledger, [given.job("a"), replace(given.job(), id=bad)])
+
+    assert counts(ledger) == {}
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"task": "a\0b"},
+        {"task": "\ud800"},
+        {"priority": 1 << 40},
+        {"list": "".join(map(chr, range(1000, 9000)))},  # too large for an index, uncompressible
+    ],
+)
+def test_what_postgres_cannot_hold_is_refused_and_no_outage(
+    ledger: Ledger, bad: dict[str, object]
+) -> None:
+    # A caller keeps what an outage stopped, and tries again for ever.
+    with pytest.raises(Refused):
+        enqueue(ledger, [replace(given.job("a"), **bad)])  # type: ignore[arg-type] # by name
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'[[1e+22], {}, {"callbacks": null}]',
+        b"[[NaN, Infinity], {}, {}]",
+        b'[["\\u0000"], {}, {}]',
+        b'[[1.0, 10000000000000000000000], {"b": 1, "a": 2, "b": 3}, {}]',
+        bytes(range(256)),
+        b"",
+    ],
+)
+def test_a_message_is_kept_byte_by_byte(ledger: Ledger, body: bytes) -> None:
+    envelope = '{"headers": {"x": 1e+22, "nan": NaN, "nul": "\\u0000"},  "b": 1, "a": 2}'
+    answers(ledger, replace(given.job("a"), message=Message(envelope, body)))
+
+    assert given.job_of(ledger, "a").message == Message(envelope, body)
+
+
+def test_a_commit_whose_reply_is_lost_makes_one_job_and_one_answer(
+    ledger: Ledger, proxy: Proxy, open_ledger: Callable[..., Ledger]
+) -> None:
+    # Given a network that swallows the reply to the next COMMIT
+    door = open_ledger(proxy.url)
+    proxy.drop_reply_after_next_commit()
+
+    # When a job is enqueued through it
+    (answer,) = answers(door, given.job("a", 1))
+
+    # Then the producer is told of the job, and there is one
+    assert proxy.dropped.is_set()
+    assert answer.id == "a"
+    assert counts(ledger) == {State.QUEUED: 1}
+
+
+def test_a_ledger_that_is_away_accepts_nothing(
+    ledger: Ledger, proxy: Proxy, open_ledger: Callable[..., Ledger]
+) -> None:
+    door = open_ledger(proxy.url)
+    proxy.refuse()
+
+    with pytest.raises(LedgerUnavailable):
+        enqueue(door, [given.job("a")])
+
+    proxy.heal()
+    answers(door, given.job("a"))
+    assert counts(ledger) == {State.QUEUED: 1}
+
+
+def test_a_connection_that_died_while_idle_is_not_noticed(
+    ledger: Ledger, proxy: Proxy, open_ledger: Callable[..., Ledger]
+) -> None:
+    door = open_ledger(proxy.url)
+    answers(door, given.job("a"))
+    proxy.cut()
+
+    answers(door, given.job("b"))
+
+    assert counts(ledger) == {State.QUEUED: 2}
+
+
+def test_the_last_step_of_a_replacement_fills_the_job_that_waits_for_it(ledger: Ledger) -> None:
+    # Given a job that replaced itself by a canvas
+    from worker.jobs.job import Finish
+    from worker.ledger.finish import finish
+
+    fence = given.running(ledger, "a")
+    finish(ledger, [Finish(fence, State.SCHEDULED, "replaced", delay=float("inf"))])
+    assert given.job_of(ledger, "a").run_at is None
+
+    # When the canvas's last step brings its message
+    (answer,) = answers(ledger, given.job("a", 2, task="tests.sum", queue="q"))
+
+    # Then it runs under the same id
+    job = given.job_of(ledger, "a")
+    assert answer.created and answer.ring is not None and answer.ring.list == "q"
+    assert (job.state, job.task, job.queue) == (State.QUEUED, "tests.sum", "q")

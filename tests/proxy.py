@@ -1,0 +1,147 @@
+"""A TCP proxy on loopback that breaks a store's connection in the ways that networks do."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from urllib.parse import urlsplit, urlunsplit
+
+#: A simple query of Postgres's protocol ends in a NUL; psycopg2 sends COMMIT as one.
+_COMMIT = b"COMMIT\x00"
+
+
+class Proxy:
+    """Forwards to one server until it is told otherwise.
+
+    Args:
+        url: the server's address, credentials and path included.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._parts = urlsplit(url)
+        assert self._parts.hostname and self._parts.port
+        self._target = (self._parts.hostname, self._parts.port)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._pairs: list[_Pair] = []
+        self._lock = threading.Lock()
+        self._open = threading.Event()
+        self._open.set()
+        self.refusing = False
+        self.seconds = 0.0
+        self._drop_next = False
+        #: Set when the reply to a COMMIT was swallowed and its connection cut.
+        self.dropped = threading.Event()
+        threading.Thread(target=self._accept, name="proxy", daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        """The server's address by way of this proxy."""
+        credentials, separator, _ = self._parts.netloc.rpartition("@")
+        host = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        return urlunsplit(self._parts._replace(netloc=f"{credentials}{separator}{host}"))
+
+    def cut(self) -> None:
+        """Break every connection now; new ones work."""
+        with self._lock:
+            pairs, self._pairs = self._pairs, []
+        for pair in pairs:
+            pair.close()
+
+    def refuse(self) -> None:
+        """Break every connection, and each new one as soon as it is made."""
+        self.refusing = True
+        self.cut()
+
+    def blackhole(self) -> None:
+        """Keep the connections, and let nothing through in either direction."""
+        self._open.clear()
+
+    def delay(self, seconds: float) -> None:
+        """Hold back everything that passes, in both directions."""
+        self.seconds = seconds
+
+    def heal(self) -> None:
+        """Forward again."""
+        self.refusing, self.seconds, self._drop_next = False, 0.0, False
+        self._open.set()
+
+    def drop_reply_after_next_commit(self) -> None:
+        """Forward the next COMMIT, wait for its reply, swallow it and break the connection."""
+        self.dropped.clear()
+        self._drop_next = True
+
+    def close(self) -> None:
+        """End it."""
+        self._open.set()
+        self.refuse()
+        self._listener.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            try:
+                if self.refusing:
+                    raise ConnectionRefusedError
+                server = socket.create_connection(self._target, timeout=5)
+            except OSError:
+                client.close()
+                continue
+            server.settimeout(None)
+            pair = _Pair(client, server)
+            with self._lock:
+                self._pairs.append(pair)
+            for source, sink, upwards in ((client, server, True), (server, client, False)):
+                threading.Thread(
+                    target=self._forward, args=(pair, source, sink, upwards), daemon=True
+                ).start()
+
+    def _forward(
+        self, pair: _Pair, source: socket.socket, sink: socket.socket, upwards: bool
+    ) -> None:
+        tail = b""
+        try:
+            while data := source.recv(1 << 16):
+                self._open.wait()
+                if self.seconds:
+                    threading.Event().wait(self.seconds)
+                if upwards and self._drop_next and _COMMIT in tail + data:
+                    self._drop_next, pair.doomed = False, True
+                elif not upwards and pair.doomed:
+                    break
+                tail = (tail + data)[1 - len(_COMMIT) :]
+                sink.sendall(data)
+        except OSError:
+            pass  # cut by the test, or closed by either side
+        finally:
+            pair.close()
+            if pair.doomed:
+                self.dropped.set()
+
+
+class _Pair:
+    """One forwarded connection."""
+
+    def __init__(self, client: socket.socket, server: socket.socket) -> None:
+        self._sockets = (client, server)
+        self.doomed = False
+
+    def close(self) -> None:
+        for end in self._sockets:
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)  # wakes the thread that reads it
+            end.close()
+
+
+@contextmanager
+def proxied(url: str) -> Iterator[Proxy]:
+    """A proxy before the server at `url`, closed with the block."""
+    proxy = Proxy(url)
+    try:
+        yield proxy
+    finally:
+        proxy.close()

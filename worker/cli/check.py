@@ -1,0 +1,156 @@
+"""`worker check`: the effective configuration, and proof that this service could run on it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final, TypeVar
+
+import click
+
+from worker.broker.doorbells import Doorbells
+from worker.cli.answer import printable
+from worker.cli.effective import effective, without_secrets
+from worker.cli.imports import shadow_fault, tasks_fault
+from worker.errors import InvalidSettings, LedgerError
+from worker.ledger.database import Ledger
+from worker.ledger.durability import durability_faults, server_version
+from worker.ledger.migrate import check_schema, head
+from worker.settings import Settings
+
+T = TypeVar("T")
+
+#: What asks the operator to act; an unavailable store asks for 3.
+_CONFIGURATION: Final = 2
+#: The first Redis with what the transport and the scripts use.
+_OLDEST_REDIS: Final = (6, 2)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What a check found: a sentence, and the exit code that it asks for."""
+
+    check: str
+    says: str
+    exit_code: int = 0
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def check(as_json: bool) -> None:
+    """Print every setting, then prove that the stores, the schema and the tasks are right.
+
+    Exit codes: 0 all is well, 2 a fault in the configuration, 3 a store is unavailable.
+    """
+    shown: dict[str, str] = {}
+    findings: list[Finding] = []
+    for found in _findings(shown):
+        if not as_json:
+            _print(found, {} if findings else shown)
+        findings.append(found)
+    codes = {found.exit_code for found in findings} - {0}
+    if as_json:
+        checks = [asdict(found) | {"ok": not found.exit_code} for found in findings]
+        click.echo(json.dumps({"ok": not codes, "settings": shown, "checks": checks}))
+    if codes:
+        # Waiting mends no configuration: a fault of it goes before a store that is away.
+        raise click.exceptions.Exit(min(codes - {1}, default=_CONFIGURATION))
+
+
+def _findings(shown: dict[str, str]) -> Iterator[Finding]:
+    """Each check, as it is made; `shown` is filled before the first."""
+    try:
+        settings = Settings.load()
+    except InvalidSettings as exc:
+        for line in str(exc).splitlines():
+            yield Finding("settings", line, _CONFIGURATION)
+        return
+    shown |= effective(settings)
+    yield from _one("package", lambda: shadow_fault(Path.cwd()), "Nothing shadows the package.")
+    yield from _postgres(settings)
+    yield from _redis(settings)
+    modules = ", ".join(settings.tasks) or "none beside the built-in ones; set WORKER_TASKS"
+    yield from _one("tasks", tasks_fault, f"The task modules can be imported: {modules}.")
+
+
+def _postgres(settings: Settings) -> Iterator[Finding]:
+    url = settings.database_url.get_secret_value()
+    timeout = settings.connect_timeout_seconds
+    with closing(Ledger(url, name="worker check", connect_timeout=timeout)) as ledger:
+        version, away = _asked("postgres", lambda: server_version(ledger))
+        if away:
+            yield away
+            return
+        yield Finding("postgres", f"Postgres {version} answers at {without_secrets(url)}.")
+        faults, failed = _asked("postgres durability", lambda: durability_faults(ledger))
+        yield from _all("postgres durability", faults, failed, "Postgres keeps what it commits.")
+        yield from _one("schema", lambda: check_schema(ledger), f"The schema is at {head()}.")
+
+
+def _redis(settings: Settings) -> Iterator[Finding]:
+    url = settings.redis_url.get_secret_value()
+    with closing(Doorbells(url, settings.connect_timeout_seconds)) as doorbells:
+        server, away = _asked("redis", doorbells.server)
+        if away or server is None:
+            yield away or Finding("redis", "Redis does not say what it is.", _CONFIGURATION)
+            return
+        yield _answers(*server, without_secrets(url))
+        faults, failed = _asked("redis durability", doorbells.durability_faults)
+        yield from _all("redis durability", faults, failed, "Redis drops no list when it is full.")
+        length, failed = _asked("quarantine", doorbells.quarantine_length)
+        yield failed or Finding("quarantine", _quarantine(length or 0))
+
+
+def _answers(name: str, version: str, address: str) -> Finding:
+    numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
+    if name == "Redis" and numbers < _OLDEST_REDIS:
+        says = f"Redis {version} at {address} is too old; use 6.2 or later, or Valkey."
+        return Finding("redis", says, _CONFIGURATION)
+    return Finding("redis", f"{name} {version} answers at {address}.")
+
+
+def _quarantine(length: int) -> str:
+    if not length:
+        return "The quarantine is empty."
+    return (
+        f"The quarantine holds {length} entries that no worker could read; look at them with"
+        " `redis-cli LRANGE ledger:quarantine 0 9`."
+    )
+
+
+def _one(check: str, proof: Callable[[], str | None], good: str) -> Iterator[Finding]:
+    """A check that returns its fault."""
+    fault, failed = _asked(check, proof)
+    yield failed or Finding(check, fault or good, _CONFIGURATION if fault else 0)
+
+
+def _all(
+    check: str, faults: list[str] | None, failed: Finding | None, good: str
+) -> Iterator[Finding]:
+    """A check that returns its faults, asked already."""
+    if failed:
+        yield failed
+    for fault in faults or ():
+        yield Finding(check, fault, _CONFIGURATION)
+    if not failed and not faults:
+        yield Finding(check, good)
+
+
+def _asked(check: str, question: Callable[[], T]) -> tuple[T | None, Finding | None]:
+    """The answer, or what came instead of one."""
+    try:
+        return question(), None
+    except LedgerError as exc:
+        return None, Finding(check, str(exc), max(exc.exit_code, _CONFIGURATION))
+    except Exception as exc:  # a diagnosis must not end in a traceback, which may show a secret
+        return None, Finding(check, f"{type(exc).__name__} is all that came back.", _CONFIGURATION)
+
+
+def _print(found: Finding, shown: dict[str, str]) -> None:
+    for variable, value in shown.items():
+        click.echo(printable(f"{variable}={value}"))
+    mark = click.style("✗", fg="red") if found.exit_code else click.style("✓", fg="green")
+    click.echo(f"{mark} {printable(found.says)}")
