@@ -43,7 +43,7 @@ class Lane:
         import redis as redis_client
 
         self.name, self.postgres, self.redis, self.folder = name, postgres, redis, folder
-        self.client = redis_client.Redis.from_url(redis.url)
+        self.client: Any = redis_client.Redis.from_url(redis.url)
         self.environment = {
             **os.environ, **SETTINGS, "SIDE": name, "REDIS_URL": redis.url,
             "DATABASE_URL": postgres.url, "PYTHONPATH": str(ROOT),
@@ -246,7 +246,7 @@ def where_is_it(lane: Lane) -> str:
     from celery.result import AsyncResult
 
     result = lane.send("job", 0)
-    never = AsyncResult("00000000-0000-0000-0000-000000000000", app=lane.app)
+    never: Any = AsyncResult("00000000-0000-0000-0000-000000000000", app=lane.app)
     said = f"AsyncResult: {lane.state(result)}, of an id that never was: {lane.state(never)}"
     if lane.name == "durable":
         from worker.client import Client

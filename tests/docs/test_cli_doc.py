@@ -3,7 +3,7 @@ from __future__ import annotations
 import re
 
 from tests.docs.commands import commands, options
-from tests.docs.pages import read, sections
+from tests.docs.pages import sections
 from worker.cli.main import COMMANDS
 
 

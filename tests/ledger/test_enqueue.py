@@ -1,16 +1,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
+from sqlalchemy import Connection
 
 from tests.ledger import given
 from tests.proxy import Proxy
 from worker.errors import Conflict, LedgerUnavailable, MalformedId
 from worker.jobs.job import Enqueued, Message, NewJob
 from worker.jobs.states import State
+from worker.ledger import enqueue as enqueue_module
 from worker.ledger.database import Ledger, Refused
 from worker.ledger.enqueue import enqueue
 from worker.ledger.read import counts
@@ -155,6 +157,27 @@ def test_five_thousand_jobs_are_all_or_none(ledger: Ledger) -> None:
         enqueue(ledger, [*jobs, given.job("a", 2)], atomic=True)
 
     assert counts(ledger) == {State.QUEUED: 1}
+
+
+def test_large_jobs_are_not_sent_in_one_message(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Postgres takes no message above 1 GB: a thousand jobs of a megabyte each would be one.
+    sizes: list[int] = []
+    real = enqueue_module.insert
+
+    def insert(connection: Connection, jobs: Sequence[NewJob]) -> list[Enqueued | Conflict]:
+        sizes.append(len(jobs))
+        return real(connection, jobs)
+
+    monkeypatch.setattr(enqueue_module, "insert", insert)
+    large = [
+        replace(given.job(f"j{number}"), message=Message("{}", bytes(6 << 20)))
+        for number in range(5)
+    ]
+
+    assert [answer.id for answer in answers(ledger, *large)] == [job.id for job in large]
+    assert sizes == [2, 2, 1]
 
 
 @pytest.mark.parametrize("bad", ["x" * 6000, "a\0b", "", "\ud800"])

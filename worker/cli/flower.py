@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
 
 import click
 
 from worker.errors import ConfigurationError
 from worker.settings import Settings
+
+if TYPE_CHECKING:
+    from celery import Celery
 
 _LOOPBACK: Final = "127.0.0.1"
 
@@ -48,9 +52,20 @@ def flower(
             f"Flower would listen on {address} without a password; set FLOWER_BASIC_AUTH to"
             f" user:password, or --address {_LOOPBACK}."
         )
-    from worker.runtime.app import create_app  # Celery takes half a second to import
+    _app(settings).start(["flower", *argv, f"--address={address}"])
 
-    create_app(settings).start(["flower", *argv, f"--address={address}"])
+
+def _app(settings: Settings) -> Celery:
+    """Our app, its broker named `redis`: Flower knows brokers by their names only."""
+    from kombu.transport import TRANSPORT_ALIASES  # Celery takes half a second to import
+
+    from worker.runtime.app import create_app
+
+    app = create_app(settings)
+    for scheme in ("redis", "rediss"):
+        TRANSPORT_ALIASES[scheme] = app.conf.broker_transport
+    app.conf.broker_transport = urlsplit(app.conf.broker_url).scheme
+    return app
 
 
 def _options(argv: Sequence[str]) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -23,6 +23,9 @@ _AWAY_CLASSES = ("08", "57P", "53")
 _REFUSED_CLASSES = ("22", "23", "54")
 _UNDEFINED_TABLE = "42P01"
 _TRIES = 5
+#: Bytes of data in one statement, about. Postgres takes no message above 1 GB, where bytes stand as
+#: hexadecimal digits, and drops the connection of who sends a larger one.
+STATEMENT_BYTES = 16 << 20
 
 
 class Refused(LedgerError):
@@ -174,3 +177,18 @@ def first_line(error: BaseException | None) -> str:
 def columns(rows: Sequence[Sequence[Any]], width: int) -> list[list[Any]]:
     """Rows turned into one list a column, as `unnest` takes them."""
     return [list(column) for column in zip(*rows, strict=True)] if rows else [[]] * width
+
+
+def batches(items: Iterable[T], most: int, size_of: Callable[[T], int]) -> Iterator[list[T]]:
+    """`items` in their order, in parts of at most `most` items and about `STATEMENT_BYTES`."""
+    part: list[T] = []
+    size = 0
+    for item in items:
+        weight = size_of(item)
+        if part and (len(part) == most or size + weight > STATEMENT_BYTES):
+            yield part
+            part, size = [], 0
+        part.append(item)
+        size += weight
+    if part:
+        yield part

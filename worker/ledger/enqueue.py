@@ -11,7 +11,7 @@ from sqlalchemy import Connection, text
 from worker.errors import Conflict
 from worker.jobs.ids import checked_id
 from worker.jobs.job import Ended, Enqueued, NewJob, Ring
-from worker.ledger.database import Ledger, columns
+from worker.ledger.database import Ledger, batches, columns
 
 #: Rows in one INSERT: large enough to amortise the round trip, small enough to bound memory.
 BATCH = 1000
@@ -103,8 +103,7 @@ def enqueue(
     if atomic:
         return list(ledger.run(lambda connection: _insert_all_or_none(connection, jobs)))
     answers: list[Enqueued | Conflict] = []
-    for start in range(0, len(jobs), BATCH):
-        batch = jobs[start : start + BATCH]
+    for batch in batches(jobs, BATCH, size_of):
         answers += ledger.run(lambda connection, batch=batch: insert(connection, batch))  # type: ignore[misc] # a lambda's default
     return answers
 
@@ -129,6 +128,11 @@ def insert(connection: Connection, jobs: Sequence[NewJob]) -> list[Enqueued | Co
     return answers
 
 
+def size_of(job: NewJob) -> int:
+    """About how many bytes a job takes in a statement."""
+    return len(job.message.body) + len(job.message.envelope)
+
+
 def insert_ended(connection: Connection, ended: Sequence[Ended]) -> None:
     """Insert jobs that are final from the start, in the caller's transaction."""
     for job in sorted(ended, key=lambda job: job.id.encode()):
@@ -139,8 +143,8 @@ def _insert_all_or_none(
     connection: Connection, jobs: Sequence[NewJob]
 ) -> list[Enqueued | Conflict]:
     answers: list[Enqueued | Conflict] = []
-    for start in range(0, len(jobs), BATCH):
-        answers += insert(connection, jobs[start : start + BATCH])
+    for batch in batches(jobs, BATCH, size_of):
+        answers += insert(connection, batch)
     for answer in answers:
         if isinstance(answer, Conflict):
             raise answer

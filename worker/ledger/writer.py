@@ -11,7 +11,8 @@ from dataclasses import replace
 from worker.errors import Unavailable
 from worker.jobs.job import Finish, Ring
 from worker.jobs.states import State
-from worker.ledger.database import Ledger, Refused
+from worker.ledger.database import Ledger, Refused, batches
+from worker.ledger.enqueue import size_of
 from worker.ledger.finish import finish
 
 logger = logging.getLogger(__name__)
@@ -97,7 +98,8 @@ class Writer:
                 self._changed.wait_for(lambda: self._pending or self._closing)
                 if not self._pending:
                     return
-                batch, self._pending = self._pending[:BATCH], self._pending[BATCH:]
+                batch = next(batches(self._pending, BATCH, _size_of))
+                del self._pending[: len(batch)]
                 self._writing = len(batch)
                 self._progress = time.monotonic()
             try:
@@ -157,7 +159,12 @@ class Writer:
                 replace(
                     end, state=State.FAILED, outcome="failed", result=None, result_type=None,
                     error=str(refusal), traceback=None, children=None, delay=None,
-                    replacement=None, outbox=(), ended=(),
+                    replacement=None, outbox=(), ended=(), lost_limit=None,
                 )
             ]
         )  # fmt: skip
+
+
+def _size_of(end: Finish) -> int:
+    jobs = (*end.outbox, end.replacement) if end.replacement else end.outbox
+    return len(end.result or b"") + len(end.traceback or "") + sum(map(size_of, jobs))

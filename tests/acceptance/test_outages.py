@@ -1,0 +1,84 @@
+"""A store goes away while workers are busy, and comes back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.acceptance.conftest import LEASE, Service
+from tests.processes import Processes
+from worker.errors import LedgerUnavailable
+from worker.jobs.states import State
+from worker.settings import Settings
+from worker.stack.postgres import PostgresServer
+from worker.stack.redis import RedisServer
+
+
+@pytest.fixture
+def exposed(
+    own_postgres: PostgresServer, own_redis: RedisServer, processes: Processes, tmp_path: Path
+) -> Iterator[Service]:
+    """A service on servers of its own, which may be stopped."""
+    settings = Settings.load(database_url=own_postgres.url, redis_url=own_redis.url)
+    processes._environment = {
+        **processes._environment,
+        "DATABASE_URL": own_postgres.url,
+        "REDIS_URL": own_redis.url,
+    }
+    made = Service(processes, settings, tmp_path)
+    yield made
+    made.client.close()
+
+
+@pytest.mark.parametrize("pool", ["threads", "prefork"])
+def test_an_outage_of_postgres_longer_than_the_lease_drops_no_result_and_re_runs_nothing(
+    exposed: Service, own_postgres: PostgresServer, pool: str
+) -> None:
+    # Given a worker with four running jobs, and jobs that wait
+    exposed.keeper()
+    worker = exposed.worker(pool, 4)
+    ids = exposed.enqueue_many("test.hold", 4, exposed.log, exposed.gate)
+    ids += exposed.enqueue_many("test.sleep", 20, exposed.log, 0.01)
+    exposed.running(ids, 4)
+    exposed.until(lambda: len(exposed.ran("start")) >= 4)
+
+    # When Postgres is away for longer than a lease, and the jobs end meanwhile
+    own_postgres.stop()
+    with pytest.raises(LedgerUnavailable):
+        exposed.enqueue("test.note", exposed.log)
+    exposed.open_gate()
+    exposed.until(lambda: len(exposed.ran("end")) >= 4)
+    _wait_out(worker.pid, 1.5 * LEASE)
+    own_postgres.start()
+
+    # Then every result is recorded, and nothing ran twice
+    assert exposed.all_ended(ids) == {State.SUCCEEDED: 24}
+    assert len(exposed.ran("start")) == 24
+    assert all(not job.attempts for job in exposed.client.summary(ids))
+    assert worker.exit_code is None
+
+
+def test_redis_killed_and_started_empty_loses_nothing(
+    exposed: Service, own_redis: RedisServer
+) -> None:
+    exposed.keeper()
+    worker = exposed.worker("threads", 4)
+    ids = exposed.enqueue_many("test.sleep", 100, exposed.log, 0.02)
+    exposed.until(lambda: exposed.client.counts(ids).get(State.SUCCEEDED, 0) >= 10)
+    own_redis.kill()
+    # An enqueue succeeds while Redis is away: the row is what counts
+    ids.append(exposed.enqueue("test.sleep", exposed.log, 0.01))
+    own_redis.start()
+    assert exposed.all_ended(ids) == {State.SUCCEEDED: 101}
+    assert worker.exit_code is None
+
+
+def _wait_out(pid: int, seconds: float) -> None:
+    """Let real time pass for a process: an outage has no event to wait on, only a length."""
+    import select
+
+    pidfd = __import__("os").pidfd_open(pid)
+    ended, _, _ = select.select([pidfd], [], [], seconds)
+    assert not ended, "the worker ended during the outage"
