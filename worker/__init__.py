@@ -1,1 +1,1 @@
-"""celery-ledger: Celery jobs that cannot be lost. Postgres is the truth, Redis only the doorbell."""
+"""celery-ledger: Celery jobs that cannot be lost: Postgres is the truth, Redis a doorbell."""

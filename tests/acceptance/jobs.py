@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from celery import Task, shared_task
+from celery.exceptions import Ignore, Reject
 
 
 def note(log: str, word: str) -> None:
@@ -146,3 +147,30 @@ def regex(log: str) -> None:
     note(log, "regex")
     re.match(r"(a+)+$", "a" * 27 + "b")
     note(log, "regex-end")
+
+
+@shared_task(name="test.hold_then_retry", bind=True)
+def hold_then_retry(self: Task[Any, Any], log: str, gate: str) -> int:
+    """Hold the first time, then ask to be retried."""
+    if self.request.retries:
+        note(log, "retried")
+        return int(self.request.retries)
+    note(log, "start")
+    while not Path(gate).exists():
+        time.sleep(0.02)
+    note(log, "end")
+    raise self.retry(countdown=0.1)
+
+
+@shared_task(name="test.reject", bind=True)
+def reject(self: Task[Any, Any], log: str, requeue: bool) -> str:
+    """Reject the first run."""
+    note(log, "reject")
+    if len(Path(log).read_text().splitlines()) == 1 or not requeue:
+        raise Reject("not now", requeue=requeue)
+    return "at last"
+
+
+@shared_task(name="test.ignore")
+def ignore() -> None:
+    raise Ignore()

@@ -20,7 +20,7 @@ from worker.settings import Settings
 
 
 @pytest.fixture
-def app(settings: Settings) -> Iterator[Celery]:
+def app(settings: Settings) -> Iterator[Any]:
     """A producer: a durable app that knows no tasks."""
     made = durable(Celery("producer", set_as_current=False), settings)
     yield made
@@ -33,7 +33,7 @@ def pool(request: pytest.FixtureRequest) -> str:
 
 
 def test_results_errors_states_and_limits_read_as_with_any_backend(
-    service: Service, app: Celery, pool: str
+    service: Service, app: Any, pool: str
 ) -> None:
     service.keeper()
     service.worker(pool, 4)
@@ -84,7 +84,7 @@ def test_results_errors_states_and_limits_read_as_with_any_backend(
 
 
 def test_retries_keep_their_id_and_take_their_message_with_them(
-    service: Service, app: Celery, pool: str
+    service: Service, app: Any, pool: str
 ) -> None:
     service.keeper()
     service.worker(pool, 4)
@@ -105,9 +105,7 @@ def test_retries_keep_their_id_and_take_their_message_with_them(
     assert len(service.ran("auto")) == 3
 
 
-def test_canvas_works_and_each_step_is_a_durable_job(
-    service: Service, app: Celery, pool: str
-) -> None:
+def test_canvas_works_and_each_step_is_a_durable_job(service: Service, app: Any, pool: str) -> None:
     service.keeper()
     service.worker(pool, 4)
 
@@ -134,7 +132,7 @@ def test_canvas_works_and_each_step_is_a_durable_job(
 
 
 def test_a_failed_chain_ends_its_later_steps_so_that_nobody_waits_for_ever(
-    service: Service, app: Celery
+    service: Service, app: Any
 ) -> None:
     service.worker()
     broken = chain(
@@ -146,7 +144,7 @@ def test_a_failed_chain_ends_its_later_steps_so_that_nobody_waits_for_ever(
     assert service.client.job(broken.id).state is State.FAILED
 
 
-def test_options_of_apply_async(service: Service, app: Celery) -> None:
+def test_options_of_apply_async(service: Service, app: Any) -> None:
     service.keeper()
     # task_id, and an id that is taken
     named = app.send_task("test.add", [1, 1], task_id="my-own-id")
@@ -183,7 +181,7 @@ def test_options_of_apply_async(service: Service, app: Celery) -> None:
     assert future.state == "REVOKED"
 
 
-def test_priorities_are_served_first_to_last(service: Service, app: Celery) -> None:
+def test_priorities_are_served_first_to_last(service: Service, app: Any) -> None:
     for priority in (9, 6, 3, 0):
         app.send_task("test.note", [service.log, f"p{priority}"], priority=priority)
     service.worker("solo", 1)
@@ -218,7 +216,7 @@ def test_a_rate_limited_task_keeps_its_rate_and_loses_nothing(service: Service) 
 
 
 def test_a_task_that_no_worker_knows_waits_and_runs_when_one_does(
-    service: Service, app: Celery
+    service: Service, app: Any
 ) -> None:
     service.keeper()
     old = service.worker("threads", 2, WORKER_TASKS="")
@@ -303,3 +301,37 @@ def test_cancelling_a_running_job_drops_its_result_and_ends_its_child(service: S
     service.open_gate()
     assert service.all_ended(held) == {State.SUCCEEDED: 2}
     assert service.client.job(job_id).state is State.CANCELLED
+
+
+def test_a_rejected_and_an_ignored_job_come_to_an_end(service: Service, app: Any) -> None:
+    service.keeper()
+    service.worker("prefork", 2)
+    again = app.send_task("test.reject", [service.log, True])
+    assert again.get(timeout=20) == "at last"
+    assert [a.outcome for a in service.ended(again.id).attempts] == ["released"]
+    gone = service.ended(app.send_task("test.reject", [service.log, False]).id)
+    assert (gone.state, gone.error) == (State.FAILED, "rejected by the task: not now")
+    ignored = service.ended(app.send_task("test.ignore").id)
+    assert (ignored.state, ignored.result) == (State.SUCCEEDED, None)
+
+
+def test_children_that_are_recycled_lose_no_result(service: Service) -> None:
+    service.keeper()
+    service.worker("prefork", 2, "--max-tasks-per-child", "1")
+    ids = service.enqueue_many("test.note", 12, service.log)
+    assert service.all_ended(ids) == {State.SUCCEEDED: 12}
+    assert len(service.ran("ran")) == 12
+    assert all(not job.attempts for job in service.client.summary(ids))
+
+
+@pytest.mark.parametrize("pool", ["threads", "prefork"])
+def test_nothing_is_claimed_ahead_of_a_free_slot(service: Service, pool: str) -> None:
+    service.worker(pool, 2)
+    ids = service.enqueue_many("test.sleep", 30, service.log, 0.05)
+    most = 0
+    while len(service.ran("end")) < 30:
+        most = max(most, service.client.counts(ids).get(State.RUNNING, 0))
+        # A finished job reads as running until its end is committed, a moment later.
+        unfinished = len(service.ran("start")) - len(service.ran("end"))
+        assert unfinished <= 2
+    assert 0 < most <= 2 + 2

@@ -85,7 +85,7 @@ def test_a_dropped_broker_connection_under_a_full_backlog_forgets_no_claim(
                 >= threshold
             )
         )
-        client.execute_command("CLIENT", "KILL", "TYPE", "normal")
+        client.client_kill_filter(_type="normal")
     assert service.all_ended(ids) == {State.SUCCEEDED: 120}
     # and nothing ran twice, because no claim was forgotten or rescued
     assert len(service.ran("end")) == 120

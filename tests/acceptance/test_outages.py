@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import select
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from celery import Celery
 
 from tests.acceptance.conftest import LEASE, Service
 from tests.processes import Processes
 from worker.errors import LedgerUnavailable
 from worker.jobs.states import State
+from worker.runtime import durable
 from worker.settings import Settings
 from worker.stack.postgres import PostgresServer
 from worker.stack.redis import RedisServer
@@ -39,7 +44,8 @@ def test_an_outage_of_postgres_longer_than_the_lease_drops_no_result_and_re_runs
     # Given a worker with four running jobs, and jobs that wait
     exposed.keeper()
     worker = exposed.worker(pool, 4)
-    ids = exposed.enqueue_many("test.hold", 4, exposed.log, exposed.gate)
+    ids = exposed.enqueue_many("test.hold", 3, exposed.log, exposed.gate)
+    ids += exposed.enqueue_many("test.hold_then_retry", 1, exposed.log, exposed.gate)
     ids += exposed.enqueue_many("test.sleep", 20, exposed.log, 0.01)
     exposed.running(ids, 4)
     exposed.until(lambda: len(exposed.ran("start")) >= 4)
@@ -56,7 +62,10 @@ def test_an_outage_of_postgres_longer_than_the_lease_drops_no_result_and_re_runs
     # Then every result is recorded, and nothing ran twice
     assert exposed.all_ended(ids) == {State.SUCCEEDED: 24}
     assert len(exposed.ran("start")) == 24
-    assert all(not job.attempts for job in exposed.client.summary(ids))
+    # and the retry that was asked for meanwhile has come
+    assert len(exposed.ran("retried")) == 1
+    outcomes = [attempt.outcome for job in exposed.client.summary(ids) for attempt in job.attempts]
+    assert outcomes == ["retried"]
     assert worker.exit_code is None
 
 
@@ -77,8 +86,31 @@ def test_redis_killed_and_started_empty_loses_nothing(
 
 def _wait_out(pid: int, seconds: float) -> None:
     """Let real time pass for a process: an outage has no event to wait on, only a length."""
-    import select
-
-    pidfd = __import__("os").pidfd_open(pid)
+    pidfd = os.pidfd_open(pid)
     ended, _, _ = select.select([pidfd], [], [], seconds)
     assert not ended, "the worker ended during the outage"
+
+
+def test_a_celery_producer_enqueues_while_redis_is_away(
+    exposed: Service, own_redis: RedisServer
+) -> None:
+    own_redis.kill()
+    app = durable(Celery("producer", set_as_current=False), exposed.settings)
+    job_id = app.send_task("test.note", [exposed.log]).id
+    assert exposed.client.job(job_id).state is State.QUEUED
+    own_redis.start()
+    exposed.keeper()
+    exposed.worker()
+    assert exposed.ended(job_id).state is State.SUCCEEDED
+    app.close()
+
+
+def test_a_command_that_finds_a_store_away_says_so_in_one_sentence(
+    exposed: Service, own_postgres: PostgresServer
+) -> None:
+    own_postgres.stop()
+    for command in (["run"], ["keeper"], ["migrate"]):
+        process = exposed.processes([sys.executable, "-m", "worker", *command])
+        assert process.wait(30) == 3
+        assert process.output.startswith("Error: Postgres is not available")
+        assert "Traceback" not in process.output

@@ -4,40 +4,18 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pytest
 
+from tests.cli.said import Command, Said, checked
 from worker.cli.main import main
 from worker.client import Client
 from worker.ledger.catalogue import publish
 from worker.ledger.database import Ledger
 from worker.settings import Settings
-
-
-@dataclass(frozen=True)
-class Said:
-    """What a command said; never a traceback, and never a password."""
-
-    code: int
-    out: str
-    err: str
-
-
-Command = Callable[..., Said]
-
-
-def checked(code: int, out: str, err: str, environment: Mapping[str, str]) -> Said:
-    """What was said, once it is known to be fit for anybody's eyes."""
-    assert "Traceback" not in out + err, out + err
-    for variable in ("DATABASE_URL", "REDIS_URL"):
-        password = urlsplit(environment.get(variable, "")).password
-        assert not password or password not in out + err, f"the password of {variable} was printed"
-    return Said(code, out, err)
 
 
 @pytest.fixture

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
+import redis
 from kombu.transport import redis as kombu_redis
 
 from worker.broker.doorbells import Doorbells
@@ -18,8 +20,23 @@ logger = logging.getLogger(__name__)
 #: The key of `broker_transport_options` that holds the writer.
 WRITER: Final = "ledger_writer"
 
+#: The key that marks a producer's connection, which bears that Redis is away.
+PATIENT: Final = "ledger_patient"
+
 #: Makes a job durable and says which doorbell to push: `None` for none now.
 Writer = Callable[[NewJob], Ring | None]
+
+
+class _PatientPing:
+    """A Redis client whose first ping may fail: kombu pings when it opens a channel."""
+
+    def ping(self, **kwargs: Any) -> Any:
+        """Whether Redis answers; never raises because it is away."""
+        try:
+            return super().ping(**kwargs)  # type: ignore[misc] # a mixin before redis.Redis
+        except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError) as exc:
+            logger.warning("Redis is away; jobs are durable, their doorbells late: %r", exc)
+            return False
 
 
 class Channel(kombu_redis.Channel):  # type: ignore[misc] # kombu is not typed
@@ -28,6 +45,33 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc] # kombu is not typed
     No guarantee may rest on anything above this point: `send_task`, unregistered signatures, beat
     and canvas all bypass `Task.apply_async`, and the publish signals cannot veto.
     """
+
+    def __init__(self, connection: Any, **kwargs: Any) -> None:
+        self._patient = bool(connection.client.transport_options.get(PATIENT))
+        super().__init__(connection, **kwargs)
+
+    def _get_client(self) -> Any:
+        base = super()._get_client()
+        return type("PatientClient", (_PatientPing, base), {}) if self._patient else base
+
+    def _size(self, queue: str) -> int:
+        with self._bearing_absence("count"):
+            return int(super()._size(queue))
+        return 0
+
+    def _queue_bind(self, *args: Any) -> None:
+        # A task's row says where it goes; the binding serves only producers without the ledger.
+        with self._bearing_absence("bind"):
+            super()._queue_bind(*args)
+
+    @contextmanager
+    def _bearing_absence(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except self.connection_errors as exc:
+            if not self._patient:
+                raise
+            logger.debug("Could not %s a queue: %r", what, exc)
 
     def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
         writer: Writer | None = self.connection.client.transport_options.get(WRITER)

@@ -39,7 +39,7 @@ def run(
     app = create_app(settings)
     # Mingle and gossip exchange revokes and clocks, which the ledger has; they cost a second.
     argv = ["worker", "--without-mingle", "--without-gossip", "--loglevel", settings.log_level]
-    # Celery lets a configured pool win over `--pool prefork`, which it cannot tell from its default.
+    # A configured pool wins over `--pool prefork`, which Celery cannot tell from its default.
     app.conf.worker_pool = pool or settings.pool
     argv += ["--pool", pool or settings.pool]
     argv += ["--concurrency", str(concurrency or settings.concurrency)]

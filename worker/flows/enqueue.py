@@ -62,7 +62,8 @@ def check(catalogue: Catalogue, job: NewJob) -> None:
     if job.queue not in catalogue.queues:
         raise UnknownQueue(
             f"No worker has ever consumed a queue {job.queue!r}"
-            f"{_hint(job.queue, catalogue.queues)}; start one with `worker run --queues {job.queue}`."
+            f"{_hint(job.queue, catalogue.queues)};"
+            f" start one with `worker run --queues {job.queue}`."
         )
     args, kwargs, _ = json.loads(job.message.body)
     check_arguments(job.task, catalogue.tasks[job.task], args, kwargs)

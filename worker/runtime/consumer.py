@@ -45,8 +45,7 @@ class ClaimConsumer:
         process.queues = lambda: list(self._queues)
         process.receive = self._consumer.receive
         process.start(self._consumer.hub)
-        process.hand_over()
-        process.fetcher.resume()
+        process.resume()
 
     def cancel(self) -> None:
         """Fetch nothing more."""
@@ -111,8 +110,7 @@ class LedgerConsumer(celery_consumer.Consumer):  # type: ignore[misc] # Celery's
 
     def on_connection_error_after_connected(self, exc: BaseException) -> None:
         """Claim nothing while the event loop is down."""
-        if self.process.is_started:
-            self.process.fetcher.pause()
+        self.process.suspend()
         super().on_connection_error_after_connected(exc)
 
     def receive(self, claim: Claim) -> None:

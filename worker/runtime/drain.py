@@ -58,9 +58,7 @@ class Drain:
         process = self._process
         process.fetcher.stop(FLUSH_SECONDS)
         process.isolation.stop()
-        while process.granted:
-            with suppress(IndexError):
-                process.give_back(process.granted.popleft().fence, "the worker shut down")
+        process.give_back_undelivered("the worker shut down")
         idle = self._wait()
         if not process.writer.flush(FLUSH_SECONDS):
             logger.warning(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from celery import Celery
 
-from worker.broker.transport import WRITER
+from worker.broker.transport import PATIENT, WRITER
 from worker.errors import ConfigurationError
 from worker.jobs.job import Fence, Finish
 from worker.ledger.database import Ledger
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from worker.runtime.process import Process
 
 #: Connections to Postgres that one producer process opens at the most.
-PRODUCER_CONNECTIONS = 4
+PRODUCER_CONNECTIONS = 10
 
 
 def durability_of(app: Celery) -> Durability:
@@ -84,7 +84,13 @@ def durable(app: Celery, settings: Settings | None = None) -> Celery:
     settings = settings or Settings.load(otherwise=otherwise)
     _refuse_unsupported(app)
     app.ledger = Durability(app, settings)  # type: ignore[attr-defined] # the one place
-    options = dict(app.conf.broker_transport_options or {})
+    timeout = settings.connect_timeout_seconds
+    options = {
+        # kombu would wait for ever on a Redis that does not answer.
+        "socket_timeout": timeout,
+        "socket_connect_timeout": timeout,
+        **(app.conf.broker_transport_options or {}),
+    }
     app.conf.update(
         broker_url=settings.redis_url.get_secret_value(),
         broker_transport="worker.broker.transport:Transport",
@@ -97,10 +103,22 @@ def durable(app: Celery, settings: Settings | None = None) -> Celery:
         worker_enable_prefetch_count_reduction=False,
         worker_cancel_long_running_tasks_on_connection_loss=False,
     )
+    _let_producers_do_without_redis(app)
     from worker.runtime.process import prepare
 
     prepare(app)
     return app
+
+
+def _let_producers_do_without_redis(app: Celery) -> None:
+    """The row is what counts: a producer's connection bears that Redis is away."""
+    connect = app.connection_for_write
+
+    def connection_for_write(url: str | None = None, *args: Any, **kwargs: Any) -> Any:
+        options = {**(kwargs.pop("transport_options", None) or {}), PATIENT: True}
+        return connect(url, *args, transport_options=options, **kwargs)
+
+    app.connection_for_write = connection_for_write  # type: ignore[method-assign] # for this app
 
 
 def _refuse_unsupported(app: Celery) -> None:

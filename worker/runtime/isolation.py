@@ -95,6 +95,7 @@ def become_isolated(controller: Any) -> None:
     """Make the worker that is being set up one that runs a single job at a time, in a child."""
     controller.pool_cls = "prefork"
     controller.concurrency = 1
+    controller.pidfile = controller.statedb = None  # the worker's own, not to be shared
     controller.hostname = f"isolated-{os.getpid()}.{controller.hostname}"
 
 

@@ -9,6 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from celery import Celery, signals
@@ -56,6 +57,8 @@ class Process:
         self.queues: Callable[[], list[str]] = list
         self.receive: Callable[[Claim], None] | None = None
         self.stale_results = 0
+        self._suspended = False
+        self._undelivered_since: float | None = None
         self._rings: queue.SimpleQueue[Sequence[Ring] | None] = queue.SimpleQueue()
         self._started = False
 
@@ -117,8 +120,31 @@ class Process:
         state = State.QUEUED if delay is None else State.SCHEDULED
         self.finish(Finish(fence, state, "released", error=reason, delay=delay))
 
+    def resume(self) -> None:
+        """The event loop runs: fetch, and hand over what is claimed; on the loop's thread."""
+        self._suspended = False
+        self.hand_over()
+        self.fetcher.resume()
+
+    def suspend(self) -> None:
+        """The event loop is down, for as long as Redis is: fetch nothing, and let others run what
+        was claimed and not handed over."""
+        if not self._started:
+            return
+        self._suspended = True
+        self.fetcher.pause()
+        self.give_back_undelivered("the worker lost its broker connection")
+
+    def give_back_undelivered(self, reason: str) -> None:
+        """Let others run what was claimed and not handed over."""
+        self._undelivered_since = None
+        while self.granted:
+            with suppress(IndexError):  # the loop may take one at the same time
+                self.give_back(self.granted.popleft().fence, reason)
+
     def hand_over(self) -> None:
         """Give what was claimed to Celery; on the event loop's thread."""
+        self._undelivered_since = None
         while self.granted:
             claim = self.granted.popleft()
             if self.drain.is_draining:
@@ -129,7 +155,9 @@ class Process:
     def is_healthy(self) -> bool:
         """Whether results get written and the loop turns, stores that are away apart."""
         limit = 2 * self.settings.lease_seconds
-        return not self.writer.is_stalled(limit)
+        since = self._undelivered_since
+        loop_is_wedged = since is not None and time.monotonic() - since > limit
+        return not loop_is_wedged and not self.writer.is_stalled(limit)
 
     @property
     def is_started(self) -> bool:
@@ -179,6 +207,11 @@ class Process:
     def _deliver(self, claims: list[Claim]) -> None:
         # The hub forgets what it was told when its connection breaks; this deque does not.
         self.granted.extend(claims)
+        if self._suspended or self.drain.is_draining:
+            self.give_back_undelivered("the worker cannot start it now")
+            return
+        if self._undelivered_since is None:
+            self._undelivered_since = time.monotonic()
         self._hub.call_soon(self.hand_over)
 
     def _on_written(

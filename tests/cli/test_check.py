@@ -1,0 +1,155 @@
+"""`worker check`: what is set, and whether it would work."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import psycopg2
+import pytest
+import redis as redis_client
+
+from tests.cli.said import Command
+from worker.cli.effective import without_secrets
+from worker.stack.redis import RedisServer
+
+
+def test_all_is_well(process: Command, database_url: str) -> None:
+    said = process("check", WORKER_HTTP_SIGNING_SECRET="sesame")
+
+    assert said.code == 0, said.out
+    lines = said.out.splitlines()
+    assert f"DATABASE_URL={without_secrets(database_url)}" in lines
+    assert "WORKER_HTTP_SIGNING_SECRET=***" in lines
+    assert "WORKER_CONCURRENCY=16" in lines
+    assert "sesame" not in said.out
+    checks = [line for line in lines if line.startswith("✓")]
+    assert len(checks) == 8
+    assert not [line for line in lines if line.startswith("✗")]
+
+
+def test_as_json_it_is_one_object(process: Command) -> None:
+    told = process("check", "--json", WORKER_TASKS="examples.shop.nowhere").json
+
+    assert told["ok"] is False
+    assert told["settings"]["WORKER_QUEUE"] == "celery"
+    (bad,) = [check for check in told["checks"] if not check["ok"]]
+    assert bad["check"] == "tasks"
+    assert bad["says"].startswith("WORKER_TASKS names 'examples.shop.nowhere', which cannot be")
+
+
+@pytest.mark.parametrize(
+    ("source", "sentence"),
+    [
+        ("import nothing_of_this_name", "ModuleNotFoundError: No module named"),
+        ("def broken(:", "SyntaxError"),
+        ("raise ValueError('first\\nsecond')", "ValueError: first second"),
+        ("import sys; sys.exit(3)", "ended the process that imported them, with exit code 3"),
+        ("import os; os._exit(7)", "ended the process that imported them, with exit code 7"),
+        ("print('hello')", ""),
+    ],
+)
+def test_the_tasks_are_imported_as_a_worker_would(
+    process: Command, tmp_path: Path, source: str, sentence: str
+) -> None:
+    (tmp_path / "chores.py").write_text(source)
+
+    said = process("check", WORKER_TASKS="chores")
+
+    last = said.out.splitlines()[-1]
+    if not sentence:
+        assert (said.code, last) == (0, "✓ The task modules can be imported: chores.")
+    else:
+        assert said.code == 2
+        assert last.startswith("✗ ") and sentence in last
+
+
+@pytest.mark.parametrize("name", ["worker.py", "worker/__init__.py"])
+def test_a_module_that_shadows_the_package_is_named(
+    here: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("")
+    monkeypatch.chdir(tmp_path)
+
+    said = here("check")
+
+    assert said.code == 2
+    assert f"✗ {os.path.realpath(tmp_path / name)} shadows the package `worker`" in said.out
+
+
+def test_a_folder_without_init_shadows_nothing(
+    here: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "worker").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert here("check").code == 0
+
+
+def test_every_wrong_setting_is_in_one_report(here: Command) -> None:
+    said = here("check", DATABASE_URL="mysql://u:sesame@h/x", WORKER_POOL="gevent")
+
+    assert said.code == 2
+    assert said.out.splitlines() == [
+        "✗ DATABASE_URL is ***; expected postgresql://user:password@host:port/name.",
+        "✗ WORKER_POOL is 'gevent'; input should be 'threads', 'prefork' or 'solo'.",
+    ]
+
+
+def test_what_is_away_is_3(here: Command) -> None:
+    said = here(
+        *("check", "--json"),
+        DATABASE_URL="postgresql://u:sesame@127.0.0.1:1/x",
+        REDIS_URL="redis://:sesame@127.0.0.1:1/0",
+    )
+
+    assert said.code == 3
+    bad = {check["check"]: check for check in said.json["checks"] if not check["ok"]}
+    assert bad.keys() == {"postgres", "redis"}
+    assert "Connection refused" in bad["postgres"]["says"]
+    assert said.json["settings"]["REDIS_URL"] == "redis://127.0.0.1:1/0"
+
+
+def test_a_wrong_setting_goes_before_what_is_away(here: Command) -> None:
+    said = here("check", REDIS_URL="redis://127.0.0.1:1/0", WORKER_TASKS="nowhere")
+    assert said.code == 2
+
+
+def test_what_may_lose_jobs_is_a_fault(
+    here: Command, own_redis: RedisServer, database_url: str
+) -> None:
+    name = database_url.rpartition("/")[2]
+    with psycopg2.connect(database_url) as connection, connection.cursor() as cursor:
+        cursor.execute(f'ALTER DATABASE "{name}" SET synchronous_commit = off')
+    connection.close()
+    with redis_client.Redis.from_url(own_redis.url) as client:
+        client.config_set("maxmemory-policy", "allkeys-lru")
+        client.lpush("ledger:quarantine", "{}")
+
+    said = here("check", REDIS_URL=own_redis.url)
+
+    assert said.code == 2
+    assert "✗ Postgres has synchronous_commit = off: an acknowledged commit can be lost" in said.out
+    assert "✗ Redis has maxmemory-policy = allkeys-lru" in said.out
+    assert "✓ The quarantine holds 1 entries" in said.out
+
+
+def test_an_option_that_nobody_knows_is_no_traceback(here: Command, database_url: str) -> None:
+    said = here("check", DATABASE_URL=f"{database_url}?no_such_option=1")
+    assert said.code == 2
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql+psycopg2://u:pw@h:5432/n?password=pw", "postgresql://h:5432/n"),
+        ("rediss://:pw@[::1]:6379/0", "rediss://[::1]:6379/0"),
+        ("postgresql:///n?host=/run", "postgresql:///n"),
+        ("postgresql://u:12/pw@h/n", "***"),
+        ("postgresql://u:12?pw@h/n", "***"),
+        ("postgresql://u:12#pw@h/n", "***"),
+        ("postgresql://u:p@w@h/n", "postgresql://h/n"),
+    ],
+)
+def test_an_address_is_shown_without_its_secrets(url: str, shown: str) -> None:
+    assert without_secrets(url) == shown

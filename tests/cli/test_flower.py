@@ -1,0 +1,140 @@
+"""`worker flower`: Flower runs on our app, and not open to the world."""
+
+from __future__ import annotations
+
+import base64
+import json
+import signal
+import socket
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.said import Command
+from tests.processes import Processes
+
+LOGIN = "ann:open-sesame"
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def get(port: int, path: str, login: str | None = LOGIN) -> tuple[int, str]:
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}")
+    if login is not None:
+        request.add_header("Authorization", "Basic " + base64.b64encode(login.encode()).decode())
+    # No proxy stands between a test and loopback.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(request, timeout=30) as response:
+            return response.status, response.read().decode()
+    except urllib.error.HTTPError as exc:
+        with exc:
+            return exc.code, exc.read().decode()
+
+
+def eventually(port: int, path: str, wanted: Any, seconds: float = 60.0) -> dict[str, Any]:
+    """What Flower answers once it has seen what is `wanted`: it learns by looking."""
+    deadline = time.monotonic() + seconds
+    while True:
+        status, body = get(port, path)
+        answer: dict[str, Any] = json.loads(body) if status == 200 else {}
+        if wanted(answer):
+            return answer
+        assert time.monotonic() < deadline, (status, body)
+        time.sleep(0.2)
+
+
+def test_it_shows_the_workers_the_jobs_and_the_queues(here: Command, processes: Processes) -> None:
+    worker = processes([sys.executable, "-m", "worker", "run", "-n", "w@here"])
+    worker.wait_for_line("ready.", 60)
+    port = free_port()
+    flower = processes(
+        [sys.executable, "-m", "worker", "flower", "--port", str(port), "--inspect_timeout=5000"],
+        {"FLOWER_BASIC_AUTH": LOGIN},
+    )
+    flower.wait_for_line("Connected to redis://", 60)
+
+    workers = eventually(
+        port, "/api/workers", lambda found: "registered" in found.get("w@here", {})
+    )
+    job = here("enqueue", "probe.echo", "--wait", "--json").json
+    tasks = eventually(port, "/api/tasks", lambda found: found)
+
+    assert "probe.echo" in workers["w@here"]["registered"]
+    assert tasks.keys() == {job["id"]}
+    assert json.loads(get(port, "/api/queues/length")[1]) == {
+        "active_queues": [{"name": "celery", "messages": 0}]
+    }
+    assert get(port, "/")[0] == get(port, "/broker")[0] == 200
+    assert get(port, "/", login=None)[0] == get(port, "/", login="ann:wrong")[0] == 401
+    command_line = Path(f"/proc/{flower.pid}/cmdline")
+    assert not command_line.exists() or "sesame" not in command_line.read_text()
+    flower.send(signal.SIGTERM)
+    assert flower.wait(30) == 0
+    assert "sesame" not in flower.output and "Traceback" not in flower.output
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {},
+        {"FLOWER_BASIC_AUTH": ""},
+        {"FLOWER_BASIC_AUTH": "ann:"},
+        {"FLOWER_BASIC_AUTH": "ann:open-sesame,bob"},
+    ],
+)
+def test_without_a_password_it_keeps_to_this_machine(
+    process: Command, variables: dict[str, str]
+) -> None:
+    said = process("flower", FLOWER_ADDRESS="0.0.0.0", **variables)
+
+    assert said.code == 2
+    assert said.err == (
+        "Error: Flower would listen on 0.0.0.0 without a password; set FLOWER_BASIC_AUTH to"
+        " user:password, or --address 127.0.0.1.\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--basic-aut=ann:sesame"], "No such option '--basic-aut'"),
+        (["--max_workers=many"], "Flower refuses an option"),
+        (["--conf=nowhere.py"], "nowhere.py"),
+    ],
+)
+def test_an_option_that_flower_would_drop_is_refused(
+    process: Command, arguments: list[str], sentence: str
+) -> None:
+    said = process("flower", *arguments)
+
+    assert said.code == 2
+    assert sentence in said.err
+
+
+def test_a_port_that_kubernetes_set_is_one_sentence(process: Command) -> None:
+    said = process("flower", FLOWER_PORT="tcp://10.0.0.1:5555")
+
+    assert said.code == 2
+    assert "enableServiceLinks: false" in said.err
+
+
+def test_without_flower_it_says_what_to_install(
+    here: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "flower.command", None)
+
+    said = here("flower")
+
+    assert said.code == 2
+    assert said.err == (
+        'Error: Flower is not installed; run `pip install "celery-ledger[flower]"`.\n'
+    )

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+from tests.ledger import given
+from worker.jobs.states import State
+from worker.ledger.claim import claim
+from worker.ledger.database import Ledger
+from worker.ledger.finish import finish
+from worker.ledger.lease import close_lease, held, renew
+from worker.ledger.rescue import rescue
+
+
+def test_a_lease_id_is_never_used_again(ledger: Ledger) -> None:
+    assert len({given.lease(ledger) for _ in range(20)}) == 20
+
+
+def test_a_renewed_lease_is_not_rescued(ledger: Ledger) -> None:
+    fence = given.running(ledger, "a", lease_id=given.lease(ledger, 0.01))
+
+    assert renew(ledger, fence.lease, 60)
+
+    assert rescue(ledger, None, 3).leases == 0
+    assert given.state_of(ledger, "a") is State.RUNNING
+
+
+def test_an_expired_lease_can_be_renewed_until_it_is_rescued(ledger: Ledger) -> None:
+    fence = given.running(ledger, "a")
+    given.expire(ledger, fence.lease)
+
+    assert renew(ledger, fence.lease, 60)
+
+    assert rescue(ledger, None, 3).leases == 0
+    given.enqueued(ledger, "b")
+    assert claim(ledger, fence.lease, ["b"])
+
+
+def test_a_rescued_lease_cannot_be_renewed(ledger: Ledger) -> None:
+    fence = given.running(ledger, "a")
+    given.expire(ledger, fence.lease)
+    rescue(ledger, None, 3)
+
+    assert not renew(ledger, fence.lease, 60)
+
+
+def test_what_is_held_is_what_runs_under_the_lease(ledger: Ledger) -> None:
+    lease = given.lease(ledger)
+    first, _ = (one.fence for one in given.claimed(ledger, "a", "b", lease_id=lease))
+    given.running(ledger, "elsewhere")
+
+    assert held(ledger, lease) == {("a", 1), ("b", 1)}
+    finish(ledger, [given.success(first)])
+    assert held(ledger, lease) == {("b", 1)}
+
+
+def test_closing_gives_everything_back_and_counts_no_crash(ledger: Ledger) -> None:
+    # Given a worker that ends while it holds two jobs, beside one that goes on
+    lease = given.lease(ledger)
+    given.claimed(ledger, "a", "b", lease_id=lease)
+    given.running(ledger, "elsewhere")
+
+    # When it closes its lease
+    assert sorted(close_lease(ledger, lease)) == ["a", "b"]
+
+    # Then its jobs wait for anybody, with a new doorbell's number and a row of evidence
+    for job_id in ("a", "b"):
+        job = given.job_of(ledger, job_id)
+        assert (job.state, job.lost, job.suspect) == (State.QUEUED, 0, False)
+        assert given.attempts_of(ledger, job_id) == [(1, "released")]
+    assert given.state_of(ledger, "elsewhere") is State.RUNNING
+    assert not renew(ledger, lease, 60)
+    assert len(claim(ledger, given.lease(ledger), ["a", "b"])) == 2
+
+
+def test_a_finish_after_closing_is_stale(ledger: Ledger) -> None:
+    fence = given.running(ledger, "a")
+    close_lease(ledger, fence.lease)
+    (second,) = claim(ledger, given.lease(ledger), ["a"])
+
+    assert finish(ledger, [given.success(fence)]).granted == frozenset()
+    assert finish(ledger, [given.success(second.fence)]).granted == {"a"}
+
+
+def test_closing_twice_gives_back_nothing_more(ledger: Ledger) -> None:
+    fence = given.running(ledger, "a")
+
+    assert close_lease(ledger, fence.lease) == ["a"]
+    assert close_lease(ledger, fence.lease) == []

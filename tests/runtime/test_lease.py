@@ -1,0 +1,180 @@
+"""The lease's thread: renewal, reconciliation, the deadline before a start. Rules 8, 9, 11, 13."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import pytest
+
+from worker.jobs.job import Fence, Finish
+from worker.jobs.message import new_job
+from worker.jobs.states import State
+from worker.ledger.claim import claim
+from worker.ledger.database import Ledger
+from worker.ledger.enqueue import enqueue
+from worker.ledger.lease import held
+from worker.ledger.read import read
+from worker.runtime.claims import Claims, Phase
+from worker.runtime.clock import LeaseClock, now, share
+from worker.runtime.lease import Lease, LeaseTerms
+from worker.runtime.trace import run_claimed
+from worker.settings import Settings
+
+
+@dataclass
+class Holder:
+    """A lease with an inventory, driven by hand: no thread runs."""
+
+    ledger: Ledger
+    claims: Claims = field(default_factory=lambda: Claims(lambda: 8))
+    clock: LeaseClock = field(default_factory=LeaseClock)
+    finished: list[Finish] = field(default_factory=list)
+    stale: list[Fence] = field(default_factory=list)
+    healthy: bool = True
+
+    def __post_init__(self) -> None:
+        self.lease = Lease(
+            self.ledger,
+            LeaseTerms("holder", lambda: ["celery"], 5.0),
+            self.claims,
+            self.clock,
+            lambda: self.healthy,
+            self.finished.append,
+            self.stale.extend,
+            lambda: None,
+        )
+        self.lease.open()
+
+    def claim_one(self) -> Fence:
+        """A job claimed under the lease and entered in the inventory."""
+        job = new_job("test.add", [1, 1])
+        enqueue(self.ledger, [job])
+        assert self.lease.id is not None
+        self.claims.reserve([job.id])
+        (granted,) = claim(self.ledger, self.lease.id, [job.id])
+        self.claims.grant(granted.fence)
+        return granted.fence
+
+    def expiry(self) -> float:
+        """When the lease expires, in seconds of the database's clock."""
+        (row,) = self.ledger.execute("SELECT extract(epoch FROM expires_at) AS at FROM workers")
+        return float(row.at)
+
+
+@pytest.fixture
+def holder(settings: Settings) -> Iterator[Holder]:
+    ledger = Ledger(settings.database_url.get_secret_value())
+    yield Holder(ledger)
+    ledger.close()
+
+
+def test_what_the_ledger_says_is_ours_and_nobody_holds_is_given_back(holder: Holder) -> None:
+    # Given a claim that this process has forgotten
+    forgotten = holder.claim_one()
+    kept = holder.claim_one()
+    holder.claims.drop([forgotten.id])
+    # When it is seen once it may be a claim under way; seen twice it is an orphan
+    holder.lease._renew()
+    assert holder.finished == []
+    holder.lease._renew()
+    (given_back,) = holder.finished
+    assert (given_back.fence, given_back.state) == (forgotten, State.QUEUED)
+    assert given_back.outcome == "released"
+    assert kept not in [end.fence for end in holder.finished]
+
+
+def test_a_job_that_was_cancelled_is_reported_stale(holder: Holder) -> None:
+    fence = holder.claim_one()
+    holder.claims.move(fence, Phase.STARTED)
+    holder.lease._renew()
+    assert holder.stale == []
+    holder.ledger.execute(
+        "UPDATE jobs SET state = 'cancelled', lease = NULL WHERE id = :id", {"id": fence.id}
+    )
+    holder.lease._renew()
+    assert holder.stale == [fence]
+
+
+def test_a_worker_that_makes_no_progress_does_not_renew(holder: Holder) -> None:
+    before = holder.expiry()
+    holder.healthy = False
+    holder.lease._renew()
+    assert holder.expiry() == before
+    holder.healthy = True
+    holder.lease._renew()
+    assert holder.expiry() > before
+
+
+def test_a_lost_lease_is_replaced_and_its_jobs_are_not_started(holder: Holder) -> None:
+    # Given a claimed job and one handed to the pool, and a lease that the keeper ended
+    unstarted, handed = holder.claim_one(), holder.claim_one()
+    holder.claims.move(handed, Phase.HANDED)
+    old = holder.lease.id
+    assert old is not None
+    assert holder.clock.may_start(old)
+    holder.ledger.execute("DELETE FROM workers")
+    # When the worker tries to renew
+    holder.lease._renew()
+    # Then it has another lease, and nothing of the old one may be started
+    assert holder.lease.id != old
+    assert holder.lease.is_held
+    assert not holder.clock.may_start(old)
+    assert holder.claims.fence_of(unstarted.id) is None
+    assert set(holder.stale) == {unstarted, handed}
+    assert held(holder.ledger, str(holder.lease.id)) == set()
+
+
+def test_after_an_away_ledger_nothing_is_claimed_before_a_renewal(holder: Holder) -> None:
+    holder.lease.report_away()
+    assert not holder.lease.is_held
+    assert not holder.lease.wait(0)
+    holder.lease._renew()
+    assert holder.lease.is_held
+
+
+@pytest.mark.parametrize(
+    ("lease", "until"),
+    [("lease-1", lambda: now() - 0.001), ("lease-2", lambda: now() + 60)],
+    ids=["past the deadline", "claimed under an earlier lease"],
+)
+def test_a_job_is_not_started_past_its_lease(lease: str, until: Callable[[], float]) -> None:
+    clock = LeaseClock()
+    share(clock)
+    clock.extend(lease, until())
+    started = run_claimed(clock, Fence("job", 1, "lease-1"), "no.such", {}, b"", None, None)
+    assert started.finish is None
+
+
+def test_the_deadline_counts_from_when_the_renewal_was_sent(holder: Holder) -> None:
+    sent = now()
+    holder.lease._renew()
+    assert holder.lease.id is not None
+    (until,) = LeaseClock._DEADLINE.unpack_from(holder.clock._shared)
+    assert sent < until < sent + 5.0 + (now() - sent)
+    assert until <= now() + 5.0 * 0.9
+
+
+def test_an_end_leaves_the_inventory_only_when_it_is_settled(holder: Holder) -> None:
+    fence = holder.claim_one()
+    assert holder.claims.free() == 7
+    holder.claims.move(fence, Phase.ENDED)
+    assert holder.claims.free() == 8, "its slot is free"
+    assert holder.claims.fence_of(fence.id) == fence, "and it is still ours"
+    assert not holder.claims.move(fence, Phase.ENDED), "a second end is dropped"
+    holder.claims.settle(fence)
+    assert holder.claims.fence_of(fence.id) is None
+
+
+def test_waiting_for_a_slot_ends_when_a_job_does(holder: Holder) -> None:
+    claims = Claims(lambda: 1)
+    fence = Fence("a", 1, "l")
+    claims.reserve(["a"])
+    claims.grant(fence)
+    started = time.monotonic()
+    assert claims.wait_for_slot(0.05) == 0
+    assert time.monotonic() - started >= 0.05
+    claims.move(fence, Phase.ENDED)
+    assert claims.wait_for_slot(5) == 1
+    assert read(holder.ledger, "a") is None
