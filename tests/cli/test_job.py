@@ -29,7 +29,7 @@ def test_show_says_where_a_waiting_job_is(here: Command, client: Client) -> None
 def test_show_says_what_became_of_a_failed_job(
     here: Command, client: Client, processes: Processes
 ) -> None:
-    client.enqueue("probe.fail", ["no \x1b[31m", 0], job_id="a")
+    client.enqueue("probe.fail", ["no \x1b[31m"], job_id="a")
     processes([sys.executable, "-m", "worker", "run", "-n", "w@here"])
     client.wait("a", 60)
 
@@ -41,7 +41,7 @@ def test_show_says_what_became_of_a_failed_job(
     assert said.out.endswith("Next       mend the cause, then `worker job replay a`.\n")
     assert "\x1b" not in said.out
     told = here("job", "show", "a", "--json").json
-    assert (told["state"], told["attempt"], told["args"]) == ("failed", 1, ["no \x1b[31m", 0])
+    assert (told["state"], told["attempt"], told["args"]) == ("failed", 1, ["no \x1b[31m"])
     assert [attempt["outcome"] for attempt in told["attempts"]] == ["failed"]
     assert told["result"]["exc_type"] == "ProbeFailed"
 

@@ -238,7 +238,7 @@ def ring_of(name: str, entry: bytes) -> Ring | None:
     try:
         value = json.loads(entry)
         return Ring(str(value["id"]), name, int(value["ledger"]))
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
 
 

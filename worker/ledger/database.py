@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Engine, create_engine, text
+from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.exc import DataError, DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
@@ -18,11 +18,13 @@ T = TypeVar("T")
 #: SQLSTATEs after which the same transaction may simply be tried again.
 _DEADLOCK, _SERIALIZATION = "40P01", "40001"
 #: The server refuses or ends the session: crash, shutdown, too many connections, starting up.
-_AWAY_CLASSES = ("08", "57P", "53")
+_AWAY_CLASSES = ("08", "57P", "53", "25P03")
 #: What is wrong with the data: out of range, against a constraint, or too large for an index.
 _REFUSED_CLASSES = ("22", "23", "54")
 _UNDEFINED_TABLE = "42P01"
 _TRIES = 5
+#: Seconds after which Postgres ends a transaction of ours that does nothing; none should.
+IDLE_TRANSACTION_SECONDS = 5
 #: Bytes of data in one statement, about. Postgres takes no message above 1 GB, where bytes stand as
 #: hexadecimal digits, and drops the connection of who sends a larger one.
 STATEMENT_BYTES = 16 << 20
@@ -70,6 +72,8 @@ class Ledger:
                 "tcp_user_timeout": round(connect_timeout * 2000),
             },
         )
+
+        event.listen(self._engine, "connect", _bound_idle_transactions)
 
     @property
     def engine(self) -> Engine:
@@ -124,6 +128,14 @@ class Ledger:
             return list(result) if result.returns_rows else []
 
         return self.run(work)
+
+
+def _bound_idle_transactions(connection: Any, _: Any) -> None:
+    """End a transaction whose process was stopped in its middle: it holds locks that others need,
+    such as a lease's that cannot be rescued, or the lead that cannot be taken over."""
+    with connection.cursor() as cursor:
+        cursor.execute(f"SET idle_in_transaction_session_timeout = '{IDLE_TRANSACTION_SECONDS}s'")
+    connection.commit()
 
 
 class ConnectionLost(LedgerUnavailable):

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import threading
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,8 @@ logger = logging.getLogger(__name__)
 #: Seconds that the last results are given to be committed, and Celery to end by itself.
 FLUSH_SECONDS = 2.0
 EXIT_SECONDS = 2.0
+#: Seconds after which a job that the pool has not started is taken to be cancelled by it.
+UNSTARTED_SECONDS = 1.0
 
 
 class Drain:
@@ -78,8 +81,19 @@ class Drain:
         while left > 0 and not self._at_once.is_set():
             if self._process.claims.wait_until_idle(min(left, 0.2)):
                 return True
+            if not self._anything_can_end():
+                break
             left -= 0.2
         return self._process.claims.wait_until_idle(0)
+
+    def _anything_can_end(self) -> bool:
+        """Whether waiting helps: a closing pool cancels what it was handed and has not started."""
+        now = time.monotonic()
+        return any(
+            entry.phase is Phase.STARTED or now - entry.since < UNSTARTED_SECONDS
+            for entry in self._process.claims.entries()
+            if entry.phase is not Phase.ENDED
+        )
 
     def _kill_children(self) -> None:
         """What is released next must not be running any more."""

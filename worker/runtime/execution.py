@@ -41,6 +41,7 @@ class Execution:
     ended: list[Ended] = field(default_factory=list)
     ending: bool = False
     _end: Finish | None = None
+    _announced: Finish | None = None
     _retry_error: str | None = None
     _retry_traceback: str | None = None
 
@@ -72,6 +73,32 @@ class Execution:
         self._end = Finish(
             self.fence, State.CANCELLED, "cancelled", error=clean(reason, ERROR_LIMIT)
         )
+
+    def announce(
+        self,
+        state: State,
+        result: bytes,
+        result_type: str,
+        error: str | None,
+        traceback: str | None,
+    ) -> None:
+        """The task set a final state by `update_state`; it counts if `Ignore` follows."""
+        self._announced = Finish(
+            self.fence,
+            state,
+            str(state),
+            result,
+            result_type,
+            error=clean(error, ERROR_LIMIT),
+            traceback=clean(traceback, TRACEBACK_LIMIT),
+        )
+
+    def ignore(self) -> None:
+        """The task raised `Ignore`: what it announced is its end, or it ends without a result."""
+        if self._announced is None:
+            self.succeed(None, None, None)
+        else:
+            self._end = self._announced
 
     def note_retry(self, error: str, traceback: str | None) -> None:
         """Why the task asks to be tried again."""

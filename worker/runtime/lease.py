@@ -144,6 +144,7 @@ class Lease:
     def _renew(self) -> None:
         if not self.is_healthy():
             logger.error("This worker makes no progress; its lease is left to expire.")
+            self._held.clear()
             return
         sent = now()
         assert self._id is not None

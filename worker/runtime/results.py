@@ -104,7 +104,10 @@ class LedgerBackend(BaseBackend):  # type: ignore[misc] # Celery's class is not 
         wanted = store_result and not (request is not None and request.ignore_result)
         with self._attempt(task_id) as execution:
             if execution is None:
-                self._insert_ended(task_id, state, self._encoded(result, state), request=request)
+                if store_result:  # not for a task that was applied eagerly
+                    self._insert_ended(
+                        task_id, state, self._encoded(result, state), request=request
+                    )
                 return
             encoded = self._encoded(result, state) if wanted else None
             children = self._children(request)
@@ -126,8 +129,9 @@ class LedgerBackend(BaseBackend):  # type: ignore[misc] # Celery's class is not 
         text = None if traceback is None else str(traceback)
         with self._attempt(task_id) as execution:
             if execution is None:
-                encoded = self._encoded_exception(exc)
-                self._insert_ended(task_id, state, encoded, exc, text, request)
+                if store_result:  # not for a task that was applied eagerly
+                    encoded = self._encoded_exception(exc)
+                    self._insert_ended(task_id, state, encoded, exc, text, request)
                 return
             execution.fail(self._encoded_exception(exc), self.content_type, describe(exc), text)
             if request is None:
@@ -188,12 +192,15 @@ class LedgerBackend(BaseBackend):  # type: ignore[misc] # Celery's class is not 
         if state == states.STARTED:
             return result
         encoded = self._encoded(result, state)
+        text = None if traceback is None else str(traceback)
+        exc = result if isinstance(result, BaseException) else None
         execution = current()
         if execution is not None and execution.fence.id == task_id:
+            if state in _FROM_CELERY:
+                error = describe(exc) if exc is not None else None
+                execution.announce(_FROM_CELERY[state], encoded, self.content_type, error, text)
             self._progress(execution, encoded, state)
         elif state in _FROM_CELERY:
-            text = None if traceback is None else str(traceback)
-            exc = result if isinstance(result, BaseException) else None
             self._insert_ended(task_id, state, encoded, exc, text, request)
         return result
 

@@ -90,7 +90,7 @@ def _decide(execution: Execution, value: Any) -> None:
         if REPLACED in str(exc):
             execution.await_replacement()
         else:
-            execution.succeed(None, None, None)
+            execution.ignore()
     elif isinstance(exc, Reject):
         reason = f"rejected by the task: {exc.reason}"
         if exc.requeue:

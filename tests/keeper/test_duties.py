@@ -1,0 +1,345 @@
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import pytest
+import redis
+
+from tests.keeper.conftest import posted
+from tests.ledger import given
+from worker.broker.doorbells import Popped, ring_of
+from worker.errors import LeaseLost, LedgerUnavailable
+from worker.jobs.states import State
+from worker.keeper import restorer as restorer_module
+from worker.keeper.cleaner import Cleaner, Expirer
+from worker.keeper.dispatcher import Dispatcher
+from worker.keeper.duties import all_duties
+from worker.keeper.keeper import Duty, Post
+from worker.keeper.rescuer import Rescuer
+from worker.keeper.restorer import Restorer
+from worker.keeper.ringer import Ringer
+from worker.ledger.finish import finish
+from worker.ledger.read import read
+from worker.settings import Settings
+from worker.stack.postgres import PostgresServer
+from worker.stack.redis import RedisServer
+
+
+def popped(post: Post, queue: str = "celery") -> list[str]:
+    items: list[Popped] = post.doorbells.pop([queue], 100)
+    return [ring.id for item in items if (ring := ring_of(item.list, item.entry))]
+
+
+def enqueue_and_ring(post: Post, *ids: str) -> None:
+    from worker.jobs.job import Enqueued
+    from worker.ledger.enqueue import enqueue
+
+    answers = enqueue(post.ledger, [given.job(job_id) for job_id in ids])
+    post.ring([a.ring for a in answers if isinstance(a, Enqueued) and a.ring])
+
+
+def grow_old(post: Post, *ids: str) -> None:
+    given.age(post.ledger, "dispatched_at", 30, *ids)
+
+
+def keep_until(duty: Duty, post: Post, condition: Callable[[], object]) -> None:
+    """Let the duty be done as the keeper does it, until something is so."""
+
+    def look() -> bool:
+        duty.run(post)
+        return bool(condition())
+
+    given.until(look)
+
+
+# The dispatcher
+
+
+def test_the_dispatcher_rings_for_what_is_due(post: Post) -> None:
+    given.enqueued(post.ledger, "due", "later", delay=600)
+    given.make_due(post.ledger, "due")
+
+    assert not Dispatcher().run(post)
+
+    assert popped(post) == ["due"]
+    assert given.state_of(post.ledger, "later") is State.SCHEDULED
+
+
+def test_the_dispatcher_rings_after_the_commit(
+    post: Post, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given somebody who looks into the ledger as soon as the doorbell rings
+    given.enqueued(post.ledger, "a", delay=600)
+    given.make_due(post.ledger, "a")
+    seen: list[State] = []
+    real = type(post.doorbells).ring
+    monkeypatch.setattr(
+        type(post.doorbells),
+        "ring",
+        lambda bells, rings: (seen.append(given.state_of(post.ledger, "a")), real(bells, rings)),
+    )
+
+    Dispatcher().run(post)
+
+    assert seen == [State.QUEUED]
+
+
+def test_a_dispatch_stands_when_redis_is_away(
+    settings_for: Callable[..., Settings], own_redis: RedisServer
+) -> None:
+    # Given a keeper whose Redis is away
+    settings = settings_for(redis_url=own_redis.url, ring_grace_seconds=0.1)
+    for post in posted(settings):
+        given.enqueued(post.ledger, "a", delay=600)
+        given.make_due(post.ledger, "a")
+        own_redis.stop()
+
+        # When it dispatches
+        Dispatcher().run(post)
+
+        # Then the job is queued, and is rung for once Redis is back
+        assert given.state_of(post.ledger, "a") is State.QUEUED
+        assert Ringer().run(post) is False
+        own_redis.start()
+        grow_old(post, "a")
+        Ringer().run(post)
+        assert popped(post) == ["a"]
+
+
+# The ringer
+
+
+def test_the_ringer_rings_for_what_a_flush_lost(post: Post, redis_url: str) -> None:
+    # Given jobs whose doorbells Redis forgot
+    enqueue_and_ring(post, "a", "b")
+    grow_old(post, "a", "b")
+    with redis.Redis.from_url(redis_url) as client:
+        client.flushdb()
+
+    # When the ringer looks
+    Ringer().run(post)
+
+    # Then both are rung for, once
+    assert popped(post) == ["a", "b"]
+
+
+def test_the_ringer_leaves_alone_what_still_waits_in_its_list(post: Post) -> None:
+    enqueue_and_ring(post, "a", "b")
+    grow_old(post, "a", "b")
+
+    for _ in range(3):
+        Ringer().run(post)
+
+    assert popped(post) == ["a", "b"]
+
+
+def test_the_ringer_rings_for_what_was_popped_and_never_claimed(post: Post) -> None:
+    # Given a worker that popped the first of three doorbells and died
+    enqueue_and_ring(post, "a", "b", "c")
+    grow_old(post, "a", "b", "c")
+    assert [item.entry for item in post.doorbells.pop(["celery"], 1)]
+
+    # When the ringer looks, more than once
+    Ringer().run(post)
+    Ringer().run(post)
+
+    # Then that one is rung for again, behind the others
+    assert popped(post) == ["b", "c", "a"]
+
+
+def test_the_ringer_looks_behind_foreign_entries(post: Post, redis_url: str) -> None:
+    enqueue_and_ring(post, "a", "b")
+    grow_old(post, "a", "b")
+    post.doorbells.pop(["celery"], 1)
+    with redis.Redis.from_url(redis_url) as client:
+        client.rpush("celery", b"foreign")  # next to be popped
+
+    Ringer().run(post)
+
+    assert popped(post) == ["b", "a"]
+
+
+def test_the_ringer_gives_a_worker_time_to_claim(post: Post) -> None:
+    enqueue_and_ring(post, "a")
+    post.doorbells.pop(["celery"], 1)
+    given.age(post.ledger, "dispatched_at", -30, "a")
+
+    Ringer().run(post)
+
+    assert popped(post) == []
+
+
+def test_each_list_is_looked_at_by_itself(post: Post, redis_url: str) -> None:
+    given.enqueued(post.ledger, "a", queue="q", priority=9)
+    given.enqueued(post.ledger, "b", queue="p")
+    grow_old(post, "a", "b")
+
+    Ringer().run(post)
+
+    assert (popped(post, "q\x06\x169"), popped(post, "p")) == (["a"], ["b"])
+
+
+# The rescuer
+
+
+def test_the_rescuer_first_watches_for_a_whole_lease(post: Post) -> None:
+    # Given a lease that expired before this keeper came
+    fence = given.running(post.ledger, "a")
+    given.expire(post.ledger, fence.lease)
+    rescuer, began = Rescuer(), time.monotonic()
+
+    # When it keeps looking
+    keep_until(
+        rescuer, post, lambda: given.state_of(post.ledger, "a") is State.QUEUED
+    )
+
+    # Then it rescued, and not before it had watched for one lease
+    assert time.monotonic() - began >= post.settings.lease_seconds
+
+
+def test_the_rescuer_starts_over_after_a_gap(
+    post: Post, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a rescuer that has watched for long, and then was stopped for a while
+    from worker.keeper import rescuer as rescuer_module
+
+    clock = [1000.0]
+    monkeypatch.setattr(rescuer_module.time, "monotonic", lambda: clock[0])
+    rescuer = Rescuer()
+    for _ in range(10):
+        rescuer.run(post)
+        clock[0] += 0.2
+    fence = given.running(post.ledger, "a")
+    given.expire(post.ledger, fence.lease)
+    clock[0] += 60
+
+    # Then it holds back for a lease
+    for _ in range(5):
+        rescuer.run(post)
+        assert given.state_of(post.ledger, "a") is State.RUNNING
+        clock[0] += 0.2
+    clock[0] += 0.2
+    rescuer.run(post)
+    assert given.state_of(post.ledger, "a") is State.QUEUED
+
+
+def test_the_rescuer_starts_over_after_an_outage(
+    post: Post, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from worker.keeper import rescuer as rescuer_module
+
+    clock = [1000.0]
+    monkeypatch.setattr(rescuer_module.time, "monotonic", lambda: clock[0])
+    rescuer, real = Rescuer(), rescuer_module.uptime
+    for _ in range(10):
+        rescuer.run(post)
+        clock[0] += 0.2
+    fence = given.running(post.ledger, "a")
+    given.expire(post.ledger, fence.lease)
+
+    def away(ledger: object) -> float:
+        raise LedgerUnavailable("Postgres is not available.")
+
+    monkeypatch.setattr(rescuer_module, "uptime", away)
+    with pytest.raises(LedgerUnavailable):
+        rescuer.run(post)
+    monkeypatch.setattr(rescuer_module, "uptime", real)
+
+    rescuer.run(post)
+
+    assert given.state_of(post.ledger, "a") is State.RUNNING
+
+
+def test_after_a_restart_of_postgres_nobody_is_rescued_in_haste(
+    settings_for: Callable[..., Settings], own_postgres: PostgresServer, redis_url: str
+) -> None:
+    # Given a keeper that has watched for long, and a worker's lease that ends in an outage
+    settings = settings_for(database_url=own_postgres.url, lease_seconds=5)
+    for post in posted(settings):
+        rescuer = Rescuer()
+        rescuer._watching_since = time.monotonic() - 600  # it has watched for ten minutes
+        rescuer._last = time.monotonic() + 600  # without a gap
+        fence = given.running(post.ledger, "a")
+        given.expire(post.ledger, fence.lease)
+        own_postgres.restart()
+
+        # When it looks right after the restart
+        rescuer.run(post)
+
+        # Then it gives the worker a lease's time to renew, because Postgres is just up
+        assert given.state_of(post.ledger, "a") is State.RUNNING
+
+
+def test_a_worker_that_renews_in_time_is_not_rescued(post: Post) -> None:
+    from worker.ledger.lease import renew
+
+    fence = given.running(post.ledger, "a")
+    given.expire(post.ledger, fence.lease)
+    rescuer, began = Rescuer(), time.monotonic()
+    rescuer.run(post)
+    renew(post.ledger, fence.lease, 600)
+
+    keep_until(rescuer, post, lambda: time.monotonic() - began > 1.5)
+
+    assert given.state_of(post.ledger, "a") is State.RUNNING
+
+
+# The others
+
+
+def test_the_restorer_puts_back_what_was_never_adopted(
+    post: Post, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with redis.Redis.from_url(redis_url) as client:
+        client.lpush("celery", b"foreign")
+        post.doorbells.pop(["celery"], 1)
+
+        Restorer().run(post)
+        assert client.llen("celery") == 0  # a worker may still be about to adopt it
+        monkeypatch.setattr(restorer_module, "VISIBILITY_SECONDS", 0)
+        Restorer().run(post)
+        assert client.llen("celery") == 1
+
+
+def test_the_cleaner_drops_what_is_past_its_time(post: Post) -> None:
+    finish(post.ledger, [given.success(given.running(post.ledger, "a"))])
+    Cleaner().run(post)
+    assert read(post.ledger, "a") is not None
+    given.age(post.ledger, "finished_at", 8 * 86400, "a")
+
+    assert not Cleaner().run(post)
+
+    assert read(post.ledger, "a") is None
+
+
+def test_the_expirer_cancels_what_was_not_started_in_its_time(post: Post) -> None:
+    given.enqueued(post.ledger, "a", expires=60)
+    given.age(post.ledger, "expires_at", 120, "a")
+
+    assert not Expirer().run(post)
+
+    assert given.state_of(post.ledger, "a") is State.CANCELLED
+
+
+@pytest.mark.parametrize("duty", [Dispatcher, Ringer, Expirer, Cleaner], ids=lambda d: d.__name__)
+def test_a_duty_that_lost_the_lead_changes_nothing(post: Post, duty: type[Duty]) -> None:
+    given.enqueued(post.ledger, "due", delay=600)
+    given.enqueued(post.ledger, "lost", expires=600)
+    given.make_due(post.ledger, "due")
+    grow_old(post, "lost")
+    given.age(post.ledger, "expires_at", 1200, "lost")
+    post.leadership.resign(post.ledger)
+
+    with pytest.raises(LeaseLost):
+        duty().run(post)
+
+    assert given.state_of(post.ledger, "due") is State.SCHEDULED
+    assert given.state_of(post.ledger, "lost") is State.QUEUED
+
+
+def test_the_keeper_has_every_duty_once() -> None:
+    names = [type(duty).__name__ for duty in all_duties()]
+
+    assert sorted(names) == sorted(set(names))
+    assert {"Dispatcher", "Ringer", "Rescuer", "Restorer", "Expirer", "Cleaner"} <= set(names)
