@@ -17,13 +17,16 @@ from worker.ledger.catalogue import publish
 from worker.ledger.database import Ledger
 from worker.settings import Settings
 
+_ROOT = Path(__file__).parents[2]
+
 
 @pytest.fixture
 def process(environment: dict[str, str], tmp_path: Path) -> Command:
     """Run `worker …` as a process, in an empty directory; variables override the environment's."""
 
     def run(*arguments: str, stdin: bytes = b"", cwd: Path = tmp_path, **variables: str) -> Said:
-        variables = {"PYTHONPATH": str(Path.cwd()), **environment, **variables}
+        # The directory is another, so a relative PYTHONPATH would find nothing.
+        variables = {**environment, "PYTHONPATH": str(_ROOT), **variables}
         done = subprocess.run(
             [sys.executable, "-m", "worker", *arguments],
             input=stdin,

@@ -52,6 +52,10 @@ def eventually(port: int, path: str, wanted: Any, seconds: float = 60.0) -> dict
         time.sleep(0.2)
 
 
+def _is_known(workers: dict[str, dict[str, Any]]) -> bool:
+    return workers.get("w@here", {}).keys() >= {"registered", "stats", "active_queues"}
+
+
 def test_it_shows_the_workers_the_jobs_and_the_queues(here: Command, processes: Processes) -> None:
     worker = processes([sys.executable, "-m", "worker", "run", "-n", "w@here"])
     worker.wait_for_line("ready.", 60)

@@ -27,7 +27,7 @@ def test_a_list_is_named_as_kombu_names_it(queue: str, priority: int) -> None:
 
 def test_the_steps_and_the_separator_are_kombus() -> None:
     assert list(PRIORITY_STEPS) == kombu_redis.PRIORITY_STEPS == Steps.priority_steps
-    assert SEPARATOR == Steps.sep
+    assert Steps.sep == SEPARATOR
 
 
 @given(st.text(min_size=1), st.integers(0, 9))

@@ -16,9 +16,7 @@ def test_a_final_state_is_left_only_by_a_replay(source: State, target: State) ->
 
 
 @given(STATES, STATES)
-def test_the_sources_of_a_state_are_those_that_may_move_there(
-    source: State, target: State
-) -> None:
+def test_the_sources_of_a_state_are_those_that_may_move_there(source: State, target: State) -> None:
     assert (source in sources_of(target)) == may_move(source, target)
 
 

@@ -75,9 +75,7 @@ def test_a_cancel_and_a_finish_at_once_have_one_winner(
         )
 
         assert cancelled != finished
-        assert given.state_of(ledger, job_id) is (
-            State.CANCELLED if cancelled else State.SUCCEEDED
-        )
+        assert given.state_of(ledger, job_id) is (State.CANCELLED if cancelled else State.SUCCEEDED)
 
 
 def test_a_failed_job_is_replayed_with_its_history(ledger: Ledger) -> None:

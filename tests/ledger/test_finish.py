@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,7 +10,7 @@ import pytest
 
 from tests.ledger import given
 from tests.proxy import Proxy
-from worker.jobs.job import Ended, Finish
+from worker.jobs.job import Ended, Fence, Finish
 from worker.jobs.states import State
 from worker.ledger.change import cancel
 from worker.ledger.claim import claim
@@ -295,11 +296,12 @@ def test_opposite_batches_never_deadlock(
             ]
         )
         attempt = given.job_of(ledger, ids[0]).attempt
-        ends = [
-            Finish(given.Fence(job_id, attempt, lease), State.QUEUED, "released") for job_id in ids
-        ]
+        ends = [Finish(Fence(job_id, attempt, lease), State.QUEUED, "released") for job_id in ids]
         given.all_at_once(
-            [lambda: finish(doors[0], ends), lambda: finish(doors[1], ends[::-1])]
+            [
+                functools.partial(finish, doors[0], ends),
+                functools.partial(finish, doors[1], ends[::-1]),
+            ]
         )
 
     # Then Postgres never had to break a deadlock; a session reports it when it ends

@@ -189,9 +189,7 @@ class LedgerModel(RuleBasedStateMachine):
     @rule(worker=st.integers(0, 1))
     def claim_suspect(self, worker: int) -> None:
         waiting = {
-            job_id
-            for job_id, job in self.jobs.items()
-            if job.state is State.QUEUED and job.suspect
+            job_id for job_id, job in self.jobs.items() if job.state is State.QUEUED and job.suspect
         }
         found = claim_suspect(self.ledger, self.leases[worker], ["celery"])
         assert (found.fence.id in waiting) if found else not waiting
@@ -296,8 +294,8 @@ class LedgerModel(RuleBasedStateMachine):
 
 
 def test_whatever_happens_the_ledger_agrees_with_the_model(ledger: Ledger) -> None:
-    run_state_machine_as_test(  # type: ignore[no-untyped-call] # hypothesis has no type for it
-        lambda: LedgerModel(ledger),
+    run_state_machine_as_test(
+        lambda: LedgerModel(ledger),  # type: ignore[arg-type] # it calls what it is given
         settings=hypothesis.settings(
             max_examples=30,
             stateful_step_count=25,

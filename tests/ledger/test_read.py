@@ -59,9 +59,7 @@ def test_ids_are_ordered_byte_by_byte(ledger: Ledger) -> None:
         ({"task": "tests.none"}, set()),
     ],
 )
-def test_a_list_is_narrowed(
-    ledger: Ledger, filters: dict[str, object], expected: set[str]
-) -> None:
+def test_a_list_is_narrowed(ledger: Ledger, filters: dict[str, object], expected: set[str]) -> None:
     given.running(ledger, "running")
     given.enqueued(ledger, "other", queue="other")
     given.enqueued(ledger, "sub", task="tests.sub")

@@ -9,6 +9,7 @@ from tests.ledger import given
 from tests.proxy import Proxy
 from worker.jobs.job import Fence, Finish, Ring
 from worker.jobs.states import State
+from worker.ledger import finish as finish_module
 from worker.ledger import writer as writer_module
 from worker.ledger.change import cancel
 from worker.ledger.database import Ledger
@@ -244,7 +245,7 @@ def test_a_fault_of_our_own_keeps_the_ends_and_counts_as_a_stall(
 ) -> None:
     # Given a writer that stumbles over a bug
     fence = given.running(ledger, "a")
-    real, broken = writer_module.finish, threading.Event()
+    real, broken = finish_module.finish, threading.Event()
     stumbled = threading.Event()
 
     def finish(*args: object) -> object:

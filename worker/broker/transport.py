@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, Final
 
 import redis
@@ -55,23 +54,20 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc] # kombu is not typed
         return type("PatientClient", (_PatientPing, base), {}) if self._patient else base
 
     def _size(self, queue: str) -> int:
-        with self._bearing_absence("count"):
-            return int(super()._size(queue))
-        return 0
-
-    def _queue_bind(self, *args: Any) -> None:
-        # A task's row says where it goes; the binding serves only producers without the ledger.
-        with self._bearing_absence("bind"):
-            super()._queue_bind(*args)
-
-    @contextmanager
-    def _bearing_absence(self, what: str) -> Iterator[None]:
         try:
-            yield
-        except self.connection_errors as exc:
+            return int(super()._size(queue))
+        except self.connection_errors:
             if not self._patient:
                 raise
-            logger.debug("Could not %s a queue: %r", what, exc)
+            return 0
+
+    def _queue_bind(self, *args: Any) -> None:
+        try:
+            super()._queue_bind(*args)
+        except self.connection_errors:
+            # A task's row says where it goes; a binding serves producers without the ledger.
+            if not self._patient:
+                raise
 
     def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
         writer: Writer | None = self.connection.client.transport_options.get(WRITER)

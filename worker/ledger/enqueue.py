@@ -182,7 +182,7 @@ def _answer(
 ) -> Enqueued | Conflict:
     by_key = known.get(("key", job.key)) if job.key is not None else None
     row = by_key or known.get(("id", job.id))
-    if _is_same(row, job):
+    if row is not None and _is_same(row, job):
         return Enqueued(row.id, False, None)
     if by_key is not None:
         return Conflict(

@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from worker.errors import InvalidSettings
+from worker.settings import Settings, environment_with, variable_of
+
+GOOD = {"DATABASE_URL": "postgresql://u:s3cret@db:5432/ledger", "REDIS_URL": "redis://:s3cret@r/0"}
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """An environment with the two addresses and no other setting."""
+    for field in Settings.model_fields:
+        monkeypatch.delenv(variable_of(field), raising=False)
+    for name, value in GOOD.items():
+        monkeypatch.setenv(name, value)
+    return monkeypatch
+
+
+def test_two_addresses_are_enough(environment: pytest.MonkeyPatch) -> None:
+    settings = Settings.load()
+
+    assert settings.redis_url.get_secret_value() == GOOD["REDIS_URL"]
+    assert (settings.queue, settings.pool, settings.lost_limit) == ("celery", "threads", 3)
+
+
+def test_every_fault_is_in_one_report(environment: pytest.MonkeyPatch) -> None:
+    # Given four faults
+    environment.delenv("DATABASE_URL")
+    environment.setenv("REDIS_URL", "http://s3cret@r")
+    environment.setenv("WORKER_CONCURRENCY", "none")
+    environment.setenv("WORKER_TASKS", "good, not-good")
+
+    with pytest.raises(InvalidSettings) as raised:
+        Settings.load()
+
+    # Then each has its line, with the variable, what was given, and what is expected
+    report = str(raised.value)
+    assert len(report.splitlines()) == 4
+    assert "DATABASE_URL is not set; expected Postgres, the ledger" in report
+    assert "REDIS_URL is ***; expected redis://" in report
+    assert "WORKER_CONCURRENCY is 'none'; " in report
+    assert "'not-good' is no module name" in report
+    assert "s3cret" not in report
+
+
+@pytest.mark.parametrize(
+    ("variable", "bad"),
+    [
+        ("DATABASE_URL", "mysql://u:s3cret@db/ledger"),
+        ("DATABASE_URL", "postgresql://u:s3cret@db:port/ledger"),
+        ("DATABASE_URL", "s3cret"),
+        ("REDIS_URL", "unix://s3cret"),
+        ("REDIS_URL", "redis://:s3cret@r:99999/0"),
+    ],
+)
+def test_a_bad_address_is_told_without_its_secret(
+    environment: pytest.MonkeyPatch, variable: str, bad: str
+) -> None:
+    environment.setenv(variable, bad)
+
+    with pytest.raises(InvalidSettings, match=rf"^{variable} is \*\*\*") as raised:
+        Settings.load()
+
+    assert "s3cret" not in str(raised.value)
+    assert raised.value.__suppress_context__  # a traceback would print what was given
+
+
+def test_no_secret_is_ever_printed(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("WORKER_HTTP_SIGNING_SECRET", "s3cret")
+    settings = Settings.load()
+
+    assert "s3cret" not in f"{settings!r} {settings} {settings.model_dump()}"
+    assert "s3cret" not in settings.model_dump_json()
+
+
+@pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+psycopg2"])
+def test_every_spelling_of_postgres_is_read_as_psycopg2(
+    environment: pytest.MonkeyPatch, scheme: str
+) -> None:
+    environment.setenv("DATABASE_URL", f"{scheme}://u:p%40@db:5432/ledger?sslmode=require")
+
+    assert (
+        Settings.load().database_url.get_secret_value()
+        == "postgresql+psycopg2://u:p%40@db:5432/ledger?sslmode=require"
+    )
+
+
+def test_settings_are_frozen() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        Settings.load().queue = "other"  # type: ignore[misc] # it is read-only
+
+
+def test_overrides_win_over_the_environment(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("WORKER_QUEUE", "a")
+
+    assert Settings.load(queue="b").queue == "b"
+    assert Settings.load(otherwise={"queue": "c"}).queue == "a"
+
+
+def test_what_is_not_set_is_taken_from_otherwise(environment: pytest.MonkeyPatch) -> None:
+    environment.delenv("REDIS_URL")
+
+    settings = Settings.load(otherwise={"redis_url": "redis://other/1"})
+
+    assert settings.redis_url.get_secret_value() == "redis://other/1"
+
+
+def test_an_override_that_cannot_be_is_told_by_its_variable() -> None:
+    with pytest.raises(InvalidSettings, match=r"WORKER_LEASE_SECONDS is 0\.1"):
+        Settings.load(lease_seconds=0.1)
+
+
+def test_task_modules_are_separated_by_commas(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("WORKER_TASKS", " a.b, c ,,")
+
+    assert Settings.load().tasks == ("a.b", "c")
+
+
+def test_an_isolated_worker_runs_its_suspect_in_a_child_process() -> None:
+    assert Settings.load(isolated=True).pool == "prefork"
+    assert Settings.load(isolated=True, pool="solo").pool == "solo"
+
+
+@pytest.mark.parametrize("field", list(Settings.model_fields))
+def test_every_setting_has_a_variable_and_says_what_it_is(field: str) -> None:
+    info = Settings.model_fields[field]
+
+    assert info.description and not info.description.endswith(".")
+    assert variable_of(field) == variable_of(field).upper()
+    assert variable_of(field) in GOOD or variable_of(field) == f"WORKER_{field.upper()}"
+
+
+def test_a_subprocess_gets_this_environment_and_more(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("WORKER_QUEUE", "a")
+
+    made = environment_with(WORKER_ISOLATED="true")
+
+    assert made["WORKER_QUEUE"] == "a"
+    assert made["WORKER_ISOLATED"] == "true"
