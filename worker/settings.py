@@ -174,7 +174,7 @@ class Settings(BaseSettings):
         scheme, separator, rest = value.get_secret_value().partition("://")
         if scheme not in {"postgres", "postgresql", "postgresql+psycopg2"} or not separator:
             raise ValueError("expected postgresql://user:password@host:port/name")
-        _check_port("postgresql://" + rest)
+        _check_address("postgresql://" + rest)
         return SecretStr("postgresql+psycopg2://" + rest)
 
     @field_validator("redis_url", mode="after")
@@ -183,7 +183,7 @@ class Settings(BaseSettings):
         text = value.get_secret_value()
         if not text.startswith(("redis://", "rediss://")):
             raise ValueError("expected redis://:password@host:port/0")
-        _check_port(text)
+        _check_address(text)
         return value
 
     @model_validator(mode="after")
@@ -224,9 +224,13 @@ def variable_of(field: str) -> str:
     return str(Settings.model_fields[field].validation_alias)
 
 
-def _check_port(url: str) -> None:
+def _check_address(url: str) -> None:
+    """Refuse what the drivers would misread; their errors would show parts of the password."""
+    parts = urlsplit(url)
+    if "@" in parts.netloc.rpartition("@")[0]:
+        raise ValueError("write an @ in the user or password as %40")
     try:
-        urlsplit(url).port  # noqa: B018 -- reading it is the check
+        parts.port  # noqa: B018 -- reading it is the check
     except ValueError:
         raise ValueError("the port is no number from 0 to 65535") from None
 

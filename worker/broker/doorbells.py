@@ -16,7 +16,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from worker.broker import scripts
-from worker.errors import BrokerUnavailable
+from worker.errors import BrokerUnavailable, InvalidSettings
 from worker.jobs.job import Ring
 from worker.jobs.queues import SEPARATOR
 
@@ -79,6 +79,10 @@ class Doorbells:
             health_check_interval=25,
             retry=Retry(NoBackoff(), 1),  # a connection that died while idle is met here
         )
+        try:
+            self._redis.connection_pool.make_connection()  # opens nothing: it reads the options
+        except (TypeError, ValueError) as exc:
+            raise InvalidSettings(f"REDIS_URL has an option that cannot be: {exc}.") from None
         self._timeout = timeout
         self._ring = self._redis.register_script(scripts.RING)
         self._pop = self._redis.register_script(scripts.POP)

@@ -11,7 +11,7 @@ from typing import Any
 from kombu.utils.json import dumps, loads
 
 from worker.errors import InvalidRequest, LedgerError
-from worker.jobs.ids import checked_id
+from worker.jobs.ids import checked_id, shown
 from worker.jobs.job import Message, NewJob
 from worker.jobs.queues import SEPARATOR, list_of
 
@@ -46,7 +46,9 @@ def job_of(queue: str, message: Mapping[str, Any]) -> NewJob | None:
     }
     task = headers["task"]
     if not isinstance(task, str) or not task or "\0" in task:
-        raise InvalidRequest(f"A task name must be a non-empty text without NUL, not {task!r}.")
+        raise InvalidRequest(
+            f"The task name must be a non-empty text without NUL, not {shown(task)}."
+        )
     return NewJob(
         id=checked_id(headers["id"]),
         task=task,
@@ -129,7 +131,7 @@ def _seconds_until(what: str, moment: object) -> float | None:
             when = when.replace(tzinfo=UTC)
         return (when - datetime.now(UTC)).total_seconds()
     except (ValueError, OverflowError):
-        raise InvalidRequest(f"{what} must be an ISO 8601 time, not {moment!r}.") from None
+        raise InvalidRequest(f"{what} must be an ISO 8601 time, not {shown(moment)}.") from None
 
 
 def _priority(value: object) -> int:

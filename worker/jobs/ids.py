@@ -21,6 +21,12 @@ def new_id() -> str:
     return str(uuid.UUID(int=value))
 
 
+def shown(value: object, limit: int = 80) -> str:
+    """`value` as an error message shows it: its repr, at most about `limit` characters."""
+    text = repr(value)
+    return text if len(text) <= limit else f"{text[:limit]}…"
+
+
 def checked_id(job_id: object) -> str:
     """`job_id` itself, when the ledger can hold it.
 
@@ -28,7 +34,7 @@ def checked_id(job_id: object) -> str:
         MalformedId: it is no text, empty, longer than 255 bytes, or has a NUL or a lone surrogate.
     """
     if not isinstance(job_id, str) or not job_id:
-        raise MalformedId(f"A job id must be a non-empty text, not {job_id!r}.")
+        raise MalformedId(f"A job id must be a non-empty text, not {shown(job_id)}.")
     try:
         size = len(job_id.encode())
     except UnicodeEncodeError:

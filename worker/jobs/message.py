@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from worker.errors import InvalidRequest, NotJSON, TooLarge
-from worker.jobs.ids import checked_id, new_id
+from worker.jobs.ids import checked_id, new_id, shown
 from worker.jobs.job import Message, NewJob
 from worker.jobs.queues import MAX_QUEUE_BYTES, list_of
 
@@ -61,7 +61,9 @@ def new_job(
     if key is not None:
         _check_text("idempotency key", key, MAX_KEY_BYTES)
     if isinstance(priority, bool) or not isinstance(priority, int) or not 0 <= priority <= 9:
-        raise InvalidRequest(f"A priority is a whole number from 0 (first) to 9, not {priority!r}.")
+        raise InvalidRequest(
+            f"A priority is a whole number from 0 (first) to 9, not {shown(priority)}."
+        )
     if not isinstance(args, (list, tuple)):
         raise InvalidRequest(f"args must be a list, not {type(args).__name__}.")
     if kwargs is not None and not isinstance(kwargs, Mapping):
@@ -160,18 +162,20 @@ def _envelope(
 
 def _check_text(what: str, value: object, max_bytes: int = 255) -> None:
     if not isinstance(value, str) or not value or "\0" in value:
-        raise InvalidRequest(f"A {what} must be a non-empty text without NUL, not {value!r}.")
+        raise InvalidRequest(
+            f"The {what} must be a non-empty text without NUL, not {shown(value)}."
+        )
     try:
         size = len(value.encode())
     except UnicodeEncodeError:
-        raise InvalidRequest(f"A {what} must be valid Unicode.") from None
+        raise InvalidRequest(f"The {what} must be valid Unicode.") from None
     if size > max_bytes:
-        raise InvalidRequest(f"A {what} may have at most {max_bytes} bytes; this one has {size}.")
+        raise InvalidRequest(f"The {what} may have at most {max_bytes} bytes; this one has {size}.")
 
 
 def _seconds(what: str, value: object) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 10**9:
-        raise InvalidRequest(f"{what} must be seconds from 0 to below 1e9, not {value!r}.")
+        raise InvalidRequest(f"{what} must be seconds from 0 to below 1e9, not {shown(value)}.")
     return float(value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 
 from worker.errors import LedgerUnavailable
@@ -24,6 +25,7 @@ class Rescuer:
     def __init__(self) -> None:
         self._watching_since: float | None = None
         self._last = 0.0
+        self._last_expiry = -math.inf
 
     def run(self, post: Post) -> bool:
         """See `Duty`."""
@@ -39,7 +41,11 @@ class Rescuer:
         self._last = now
         if min(now - self._watching_since, up) < lease:
             return False
-        done = rescue(post.ledger, post.leadership, post.settings.lost_limit)
+        # Processes that die together renew at different moments, up to a third of a lease apart.
+        accuse = now - self._last_expiry > lease / 2
+        done = rescue(post.ledger, post.leadership, post.settings.lost_limit, accuse=accuse)
+        if done.leases:
+            self._last_expiry = now
         if done.leases or done.queued or done.poisoned:
             logger.warning(
                 "Rescued %d jobs of %d expired leases; %d are poison.",

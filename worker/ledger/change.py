@@ -11,7 +11,7 @@ from worker.ledger.database import Ledger
 _CANCEL = text("""
     WITH locked AS MATERIALIZED (
         SELECT id, state AS was, lease AS held_by FROM jobs
-        WHERE id = :id AND state IN ('scheduled', 'queued', 'running')
+        WHERE id = :id AND (state IN ('scheduled', 'queued') OR state = 'running' AND :running)
         FOR UPDATE
     ), moved AS (
         UPDATE jobs
@@ -45,17 +45,23 @@ _FORGET = text("""
 _STATE = text("SELECT state FROM jobs WHERE id = :id")
 
 
-def cancel(ledger: Ledger, job_id: str, reason: str) -> None:
+def cancel(ledger: Ledger, job_id: str, reason: str, *, running: bool = True) -> None:
     """Cancel a job that has not ended; a running one is cancelled at once, its finish is stale.
+
+    Args:
+        ledger: where.
+        job_id: which.
+        reason: kept as the job's error.
+        running: whether one that runs already is cancelled too.
 
     Raises:
         NotFound: no job has this id.
-        Conflict: it has ended already.
+        Conflict: it has ended already, or runs and may not be cancelled.
         Unavailable: Postgres is away.
     """
 
     def work(connection: Connection) -> None:
-        parameters = {"id": job_id, "reason": reason}
+        parameters = {"id": job_id, "reason": reason, "running": running}
         if connection.execute(_CANCEL, parameters).first() is None:
             state = _state(connection, job_id)
             if state != "cancelled":  # repeating a cancel is no fault

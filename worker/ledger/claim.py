@@ -45,7 +45,7 @@ _CLAIM_SUSPECT = text(f"""
         SELECT jobs.id FROM jobs, mine
         WHERE jobs.state = 'queued' AND jobs.suspect AND jobs.queue = ANY(CAST(:queues AS text[]))
           AND (jobs.expires_at IS NULL OR jobs.expires_at > clock_timestamp())
-        ORDER BY jobs.id
+        ORDER BY jobs.dispatch_seq
         LIMIT 1
         FOR UPDATE OF jobs SKIP LOCKED
     )

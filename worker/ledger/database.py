@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event, text
-from sqlalchemy.exc import DataError, DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import DataError, DBAPIError, InterfaceError, OperationalError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from worker.errors import LedgerError, LedgerUnavailable, SchemaMissing
+from worker.errors import InvalidSettings, LedgerError, LedgerUnavailable, SchemaMissing
 
 T = TypeVar("T")
 
@@ -175,6 +175,8 @@ def _meaning(error: DBAPIError) -> Exception:
         return LedgerUnavailable(f"Postgres is not available: {first_line(error.orig)}")
     if isinstance(error, DataError) or state.startswith(_REFUSED_CLASSES):
         return Refused(f"Postgres refuses the data: {first_line(error.orig)}")
+    if not state and isinstance(error, ProgrammingError):
+        return InvalidSettings(f"DATABASE_URL cannot be used: {first_line(error.orig)}")
     if state == _UNDEFINED_TABLE:
         return SchemaMissing()
     return error

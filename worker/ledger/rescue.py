@@ -61,6 +61,13 @@ _TAKE = text("""
     SELECT id, state FROM moved
 """)
 
+# A worker that has missed a renewal, and dies too perhaps: then it is a node that goes.
+_FALTERING = text("""
+    SELECT EXISTS (
+        SELECT FROM workers
+        WHERE clock_timestamp() - renewed_at > (expires_at - renewed_at) / 2)
+""")
+
 _UPTIME = text("""
     SELECT extract(epoch FROM clock_timestamp() - pg_postmaster_start_time())
 """)
@@ -83,8 +90,16 @@ class Rescued:
     full: bool
 
 
-def rescue(ledger: Ledger, leadership: Leadership | None, limit: int) -> Rescued:
+def rescue(
+    ledger: Ledger, leadership: Leadership | None, limit: int, *, accuse: bool = True
+) -> Rescued:
     """End expired leases and queue their jobs again; fail those lost `limit` times while alone.
+
+    Args:
+        ledger: where.
+        leadership: checked inside the transaction.
+        limit: losses that make a job poison.
+        accuse: False when another lease expired a moment ago: no loss counts.
 
     Raises:
         LeaseLost: `leadership` is no longer held.
@@ -95,7 +110,8 @@ def rescue(ledger: Ledger, leadership: Leadership | None, limit: int) -> Rescued
         if leadership is not None:
             leadership.check(connection)
         expired = list(connection.execute(_EXPIRE))
-        parameters = {"counts": len(expired) == 1, "limit": limit, "batch": BATCH}
+        counts = accuse and len(expired) == 1 and not connection.execute(_FALTERING).scalar()
+        parameters = {"counts": counts, "limit": limit, "batch": BATCH}
         rows = list(connection.execute(_TAKE, parameters))
         queued = tuple(row.id for row in rows if row.state == "queued")
         poisoned = tuple(row.id for row in rows if row.state == "failed")

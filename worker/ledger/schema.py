@@ -86,7 +86,7 @@ jobs: Final = Table(
     Index(
         "jobs_suspects",
         "queue",
-        "id",
+        "dispatch_seq",
         postgresql_where=text("suspect AND state = 'queued'"),
     ),
     Index(

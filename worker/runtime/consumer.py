@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from typing import Any
 
-from celery.exceptions import InvalidTaskError
+from celery.exceptions import CPendingDeprecationWarning, InvalidTaskError
 from celery.utils.imports import symbol_by_name
 from celery.worker.consumer import consumer as celery_consumer
 from celery.worker.request import Request
@@ -111,7 +112,10 @@ class LedgerConsumer(celery_consumer.Consumer):  # type: ignore[misc] # Celery's
     def on_connection_error_after_connected(self, exc: BaseException) -> None:
         """Claim nothing while the event loop is down."""
         self.process.suspend()
-        super().on_connection_error_after_connected(exc)
+        with warnings.catch_warnings():
+            # Celery advises to cancel what runs: the broker would redeliver it. Ours does not.
+            warnings.simplefilter("ignore", CPendingDeprecationWarning)
+            super().on_connection_error_after_connected(exc)
 
     def receive(self, claim: Claim) -> None:
         """Give a claimed job to the pool; what cannot be given is finished or given back."""

@@ -69,6 +69,20 @@ class Durability:
         return Publisher(self.ledger, self.settings.payload_max_bytes)
 
 
+class _Writer:
+    """The transport's writer, as it stands in the transport's options."""
+
+    def __init__(self, durability: Durability) -> None:
+        self._durability = durability
+
+    def __call__(self, job: Any) -> Any:
+        return self._durability.publish(job)
+
+    def __json__(self) -> str:
+        # `inspect stats` and Flower read a worker's transport options as JSON.
+        return "ledger"
+
+
 def durable(app: Celery, settings: Settings | None = None) -> Celery:
     """Make `app` durable and return it; call it once, where the app is made.
 
@@ -94,7 +108,7 @@ def durable(app: Celery, settings: Settings | None = None) -> Celery:
     app.conf.update(
         broker_url=settings.redis_url.get_secret_value(),
         broker_transport="worker.broker.transport:Transport",
-        broker_transport_options={**options, WRITER: durability_of(app).publish},
+        broker_transport_options={**options, WRITER: _Writer(durability_of(app))},
         broker_connection_retry_on_startup=True,
         result_backend="worker.runtime.results:LedgerBackend",
         worker_consumer="worker.runtime.consumer:LedgerConsumer",
@@ -103,6 +117,7 @@ def durable(app: Celery, settings: Settings | None = None) -> Celery:
         worker_enable_prefetch_count_reduction=False,
         worker_cancel_long_running_tasks_on_connection_loss=False,
     )
+    app.control_cls = "worker.runtime.control:LedgerControl"
     _let_producers_do_without_redis(app)
     from worker.runtime.process import prepare
 

@@ -171,7 +171,7 @@ class LedgerBackend(BaseBackend):  # type: ignore[misc] # Celery's class is not 
                 execution.cancel(str(reason) or "revoked")
                 return
         try:
-            cancel(self._ledger, task_id, str(reason) or "revoked")
+            cancel(self._ledger, task_id, str(reason) or "revoked", running=False)
         except (NotFound, Conflict) as exc:
             logger.info("Nothing to revoke: %s", exc)
 

@@ -130,7 +130,7 @@ def upgrade() -> None:
     op.create_index(
         "jobs_suspects",
         "jobs",
-        ["queue", "id"],
+        ["queue", "dispatch_seq"],
         unique=False,
         postgresql_where=sa.text("suspect AND state = 'queued'"),
     )
