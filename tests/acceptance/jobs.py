@@ -128,12 +128,12 @@ def progress(self: Task[Any, Any], gate: str) -> str:
 
 @shared_task(name="test.replace", bind=True)
 def replace(self: Task[Any, Any], x: int) -> Any:
-    raise self.replace(add.s(x, 1))
+    return self.replace(add.s(x, 1))
 
 
 @shared_task(name="test.replace_by_chain", bind=True)
 def replace_by_chain(self: Task[Any, Any], x: int) -> Any:
-    raise self.replace(add.s(x, 1) | add.s(10))
+    return self.replace(add.s(x, 1) | add.s(10))
 
 
 @shared_task(name="test.limited", rate_limit="5/s")

@@ -335,3 +335,16 @@ def test_nothing_is_claimed_ahead_of_a_free_slot(service: Service, pool: str) ->
         unfinished = len(service.ran("start")) - len(service.ran("end"))
         assert unfinished <= 2
     assert 0 < most <= 2 + 2
+
+
+def test_a_revoke_with_no_worker_there_is_not_forgotten(service: Service, app: Any) -> None:
+    # Given a job that waits, and no worker that could hear of a revoke
+    waiting = app.send_task("test.note", [service.log])
+    app.control.revoke(waiting.id)
+    assert service.client.job(waiting.id).state is State.CANCELLED
+    # When there is one
+    service.worker()
+    after = service.enqueue("test.add", 1, 1)
+    assert service.ended(after).state is State.SUCCEEDED
+    # Then the job has not run
+    assert service.ran("ran") == []

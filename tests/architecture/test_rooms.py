@@ -1,4 +1,4 @@
-"""The rooms are as DESIGN and STYLE say: signs, sizes, one reader of the environment, no side doors."""
+"""The rooms are as DESIGN and STYLE say: signs, sizes, one reader of the environment."""
 
 from __future__ import annotations
 

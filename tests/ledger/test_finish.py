@@ -282,7 +282,7 @@ def test_opposite_batches_never_deadlock(
     ledger: Ledger, open_ledger: Callable[..., Ledger], url: str
 ) -> None:
     # Given two workers that handle the same jobs in opposite orders
-    ids = [f"j{number:02}" for number in range(40)]
+    ids = [f"j{number:03}" for number in range(200)]  # long enough to overlap
     doors = [open_ledger(), open_ledger()]
     enqueue(ledger, [given.job(job_id) for job_id in ids])
     lease = given.lease(ledger)
