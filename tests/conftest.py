@@ -40,11 +40,9 @@ def redis() -> Iterator[RedisServer]:
 
 
 @pytest.fixture(scope="session")
-def databases(postgres: PostgresServer) -> Iterator[Databases]:
-    """For a test that needs more than one database; dropped when the session ends."""
-    made = Databases(postgres)
-    yield made
-    made.drop_all()
+def databases(postgres: PostgresServer) -> Databases:
+    """For a test that needs more than one database; they go with the server's folder."""
+    return Databases(postgres)
 
 
 @pytest.fixture(scope="session")

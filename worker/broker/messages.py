@@ -13,7 +13,7 @@ from kombu.utils.json import dumps, loads
 from worker.errors import InvalidRequest, LedgerError
 from worker.jobs.ids import checked_id, shown
 from worker.jobs.job import Message, NewJob
-from worker.jobs.queues import SEPARATOR, list_of
+from worker.jobs.queues import SEPARATOR, checked_queue, list_of
 
 #: What kombu adds for one delivery; a later delivery gets its own.
 _PER_DELIVERY = ("delivery_tag", "delivery_info", "body_encoding")
@@ -52,7 +52,7 @@ def job_of(queue: str, message: Mapping[str, Any]) -> NewJob | None:
     return NewJob(
         id=checked_id(headers["id"]),
         task=task,
-        queue=queue,
+        queue=checked_queue(queue),
         list=list_of(queue, priority),
         priority=priority,
         delay=_seconds_until("eta", headers.get("eta")),

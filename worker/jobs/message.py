@@ -15,7 +15,7 @@ from typing import Any
 from worker.errors import InvalidRequest, NotJSON, TooLarge
 from worker.jobs.ids import checked_id, new_id, shown
 from worker.jobs.job import Message, NewJob
-from worker.jobs.queues import MAX_QUEUE_BYTES, list_of
+from worker.jobs.queues import checked_queue, list_of
 
 #: Longest `argsrepr` and `kwargsrepr`, in characters: what logs and Flower show of the arguments.
 REPR_LIMIT = 1024
@@ -57,7 +57,7 @@ def new_job(
     """
     chosen = new_id() if job_id is None else checked_id(job_id)
     _check_text("task name", task)
-    _check_text("queue name", queue, MAX_QUEUE_BYTES)
+    checked_queue(queue)
     if key is not None:
         _check_text("idempotency key", key, MAX_KEY_BYTES)
     if isinstance(priority, bool) or not isinstance(priority, int) or not 0 <= priority <= 9:

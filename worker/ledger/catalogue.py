@@ -59,6 +59,5 @@ def publish(ledger: Ledger, tasks: Mapping[str, Any], queues: Sequence[str]) -> 
 
 def read_catalogue(ledger: Ledger) -> Catalogue:
     """Everything that workers have published."""
-    with ledger.transaction() as connection:
-        tasks = {row.task: row.parameters for row in connection.execute(_TASKS)}
-        return Catalogue(tasks, frozenset(row.name for row in connection.execute(_QUEUES)))
+    tasks = {row.task: row.parameters for row in ledger.rows(_TASKS)}
+    return Catalogue(tasks, frozenset(row.name for row in ledger.rows(_QUEUES)))

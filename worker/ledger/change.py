@@ -97,8 +97,7 @@ def replay(ledger: Ledger, job_id: str) -> Ring:
 
 def forget(ledger: Ledger, job_id: str) -> None:
     """Drop the result of a job that has ended; that it ended, and how, stays known."""
-    with ledger.transaction() as connection:
-        connection.execute(_FORGET, {"id": job_id})
+    ledger.rows(_FORGET, {"id": job_id})
 
 
 def _state(connection: Connection, job_id: str) -> str:

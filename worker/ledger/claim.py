@@ -62,7 +62,7 @@ _SUSPECTS_WAIT = text("""
             WHERE state = 'queued' AND suspect AND queue = ANY(CAST(:queues AS text[])))
          > (SELECT count(*) FROM workers
             WHERE isolated AND expires_at > clock_timestamp()
-              AND queues && CAST(:queues AS text[]))
+              AND queues && CAST(:queues AS text[])) AS wait
 """)
 
 
@@ -115,8 +115,8 @@ def claim_suspect(ledger: Ledger, lease: str, queues: Sequence[str]) -> Claim | 
 
 def suspects_wait(ledger: Ledger, queues: Sequence[str]) -> bool:
     """Whether more suspects of `queues` wait than there are processes for them to run alone in."""
-    with ledger.transaction() as connection:
-        return bool(connection.execute(_SUSPECTS_WAIT, {"queues": list(queues)}).scalar())
+    (row,) = ledger.rows(_SUSPECTS_WAIT, {"queues": list(queues)})
+    return bool(row.wait)
 
 
 def _claims(connection: Connection, lease: str, ids: Sequence[str]) -> list[Claim]:

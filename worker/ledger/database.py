@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy import Connection, Engine, TextClause, create_engine, event, text
 from sqlalchemy.exc import DataError, DBAPIError, InterfaceError, OperationalError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
@@ -119,15 +119,22 @@ class Ledger:
                     raise
         raise AssertionError("unreachable")
 
-    def execute(self, sql: str, parameters: Mapping[str, Any] | None = None) -> list[Any]:
-        """One statement in a transaction of its own; its rows, `[]` when it returns none."""
-        statement = text(sql)
+    def rows(self, statement: TextClause, parameters: Mapping[str, Any] | None = None) -> list[Any]:
+        """One statement in a transaction of its own; its rows, `[]` when it returns none.
+
+        Raises:
+            Unavailable, Refused: as `transaction`.
+        """
 
         def work(connection: Connection) -> list[Any]:
             result = connection.execute(statement, parameters or {})
             return list(result) if result.returns_rows else []
 
         return self.run(work)
+
+    def execute(self, sql: str, parameters: Mapping[str, Any] | None = None) -> list[Any]:
+        """`rows` of a statement given as text."""
+        return self.rows(text(sql), parameters)
 
 
 def _bound_idle_transactions(connection: Any, _: Any) -> None:

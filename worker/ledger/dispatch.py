@@ -91,8 +91,7 @@ def dispatch_due(ledger: Ledger, leadership: Leadership | None) -> list[Ring]:
 
 def waiting_lists(ledger: Ledger) -> list[str]:
     """Every Redis list that some queued job waits in."""
-    with ledger.transaction() as connection:
-        return [row.list for row in connection.execute(_LISTS)]
+    return [row.list for row in ledger.rows(_LISTS)]
 
 
 def take_lost(

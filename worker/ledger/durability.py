@@ -13,7 +13,7 @@ _UNSAFE = {
     "synchronous_commit": ({"off", "local_off"}, "an acknowledged commit can be lost"),
 }
 _SHOW = text("SELECT name, setting FROM pg_settings WHERE name = ANY(CAST(:names AS text[]))")
-_VERSION = text("SELECT current_setting('server_version_num')::int / 10000")
+_VERSION = text("SELECT current_setting('server_version_num')::int / 10000 AS version")
 
 
 def durability_faults(ledger: Ledger) -> list[str]:
@@ -22,10 +22,9 @@ def durability_faults(ledger: Ledger) -> list[str]:
     Raises:
         Unavailable: Postgres is away.
     """
-    with ledger.transaction() as connection:
-        rows = connection.execute(_SHOW, {"names": list(_UNSAFE)})
-        found = {row.name: row.setting for row in rows}
-        version = int(connection.execute(_VERSION).scalar_one())
+    rows = ledger.rows(_SHOW, {"names": list(_UNSAFE)})
+    found = {row.name: row.setting for row in rows}
+    version = server_version(ledger)
     faults = [
         f"Postgres has {name} = {found[name]}: {why}; set it to on."
         for name, (unsafe, why) in _UNSAFE.items()
@@ -38,5 +37,5 @@ def durability_faults(ledger: Ledger) -> list[str]:
 
 def server_version(ledger: Ledger) -> int:
     """The server's major version."""
-    with ledger.transaction() as connection:
-        return int(connection.execute(_VERSION).scalar_one())
+    (row,) = ledger.rows(_VERSION)
+    return int(row.version)

@@ -58,7 +58,7 @@ _FIELDS = (
 )
 
 _KNOWN = text("""
-    SELECT id, key, fingerprint FROM jobs
+    SELECT id, key, fingerprint, state = 'scheduled' AND run_at = 'infinity' AS awaits FROM jobs
     WHERE id = ANY(CAST(:ids AS text[])) OR key = ANY(CAST(:keys AS text[]))
 """)
 
@@ -67,7 +67,7 @@ _FILL_REPLACED = text("""
     UPDATE jobs
     SET state = 'queued', task = :task, queue = :queue, list = :list, priority = :priority,
         run_at = NULL, dispatch_seq = nextval('dispatch_seq'), dispatched_at = clock_timestamp(),
-        rings = 1, envelope = :envelope, body = :body
+        rings = 1, envelope = :envelope, body = :body, fingerprint = :fingerprint
     WHERE id = :id AND state = 'scheduled' AND run_at = 'infinity'
     RETURNING id, list, dispatch_seq
 """)
@@ -182,6 +182,9 @@ def _answer(
 ) -> Enqueued | Conflict:
     by_key = known.get(("key", job.key)) if job.key is not None else None
     row = by_key or known.get(("id", job.id))
+    awaited = row is not None and row.awaits and row.id == job.id
+    if awaited and (filled := _fill_replaced(connection, job)) is not None:
+        return Enqueued(job.id, True, filled)
     if row is not None and _is_same(row, job):
         return Enqueued(row.id, False, None)
     if by_key is not None:
@@ -189,19 +192,20 @@ def _answer(
             f"The idempotency key {job.key!r} belongs to job {by_key.id} with another payload;"
             " use a new key for a new request."
         )
-    filled = connection.execute(
-        _FILL_REPLACED,
-        {
-            **{name: getattr(job, name) for name in ("id", "task", "queue", "list", "priority")},
-            "envelope": job.message.envelope,
-            "body": job.message.body,
-        },
-    ).first()
-    if filled is not None:
-        return Enqueued(job.id, True, Ring(*filled))
     return Conflict(
         f"The id {job.id!r} belongs to another job; leave the id out, or use a new one."
     )
+
+
+def _fill_replaced(connection: Connection, job: NewJob) -> Ring | None:
+    parameters = {name: getattr(job, name) for name in ("id", "task", "queue", "list", "priority")}
+    parameters |= {
+        "envelope": job.message.envelope,
+        "body": job.message.body,
+        "fingerprint": job.fingerprint,
+    }
+    filled = connection.execute(_FILL_REPLACED, parameters).first()
+    return Ring(*filled) if filled is not None else None
 
 
 def _is_same(row: Any, job: NewJob) -> bool:

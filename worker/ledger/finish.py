@@ -139,17 +139,16 @@ def note_progress(
     ledger: Ledger, job_id: str, attempt: int, lease: str, progress: bytes, state: str
 ) -> None:
     """Keep what a running attempt says of itself; a stale attempt's word changes nothing."""
-    with ledger.transaction() as connection:
-        connection.execute(
-            _PROGRESS,
-            {
-                "id": job_id,
-                "attempt": attempt,
-                "lease": lease,
-                "progress": progress,
-                "progress_state": state,
-            },
-        )
+    ledger.rows(
+        _PROGRESS,
+        {
+            "id": job_id,
+            "attempt": attempt,
+            "lease": lease,
+            "progress": progress,
+            "progress_state": state,
+        },
+    )
 
 
 def _finish(connection: Connection, finishes: Sequence[Finish]) -> Finished:

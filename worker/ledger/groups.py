@@ -20,9 +20,8 @@ def save_group(ledger: Ledger, group_id: str, result: bytes) -> None:
 
 def read_group(ledger: Ledger, group_id: str) -> bytes | None:
     """An encoded group result, `None` when there is none."""
-    with ledger.transaction() as connection:
-        row = connection.execute(_READ, {"id": group_id}).first()
-    return None if row is None else bytes(row.result)
+    found = ledger.rows(_READ, {"id": group_id})
+    return bytes(found[0].result) if found else None
 
 
 def delete_group(ledger: Ledger, group_id: str) -> None:

@@ -79,8 +79,7 @@ def renew(ledger: Ledger, lease: str, seconds: float) -> bool:
 
 def held(ledger: Ledger, lease: str) -> set[tuple[str, int]]:
     """Each (id, attempt) that the ledger says is running under `lease`."""
-    with ledger.transaction() as connection:
-        return {(row.id, row.attempt) for row in connection.execute(_HELD, {"lease": lease})}
+    return {(row.id, row.attempt) for row in ledger.rows(_HELD, {"lease": lease})}
 
 
 def close_lease(ledger: Ledger, lease: str) -> list[str]:

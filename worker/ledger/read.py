@@ -59,11 +59,10 @@ def read(ledger: Ledger, job_id: str) -> Job | None:
 
 def read_many(ledger: Ledger, ids: Sequence[str]) -> list[Job]:
     """Those of `ids` that are known, with their attempts, in no order."""
-    with ledger.transaction() as connection:
-        rows = list(connection.execute(_BY_IDS, {"ids": list(ids)}))
-        attempts: dict[str, list[Attempt]] = {}
-        for row in connection.execute(_ATTEMPTS, {"ids": list(ids)}):
-            attempts.setdefault(row.job_id, []).append(Attempt(*row[1:]))
+    rows = ledger.rows(_BY_IDS, {"ids": list(ids)})
+    attempts: dict[str, list[Attempt]] = {}
+    for row in ledger.rows(_ATTEMPTS, {"ids": list(ids)}):
+        attempts.setdefault(row.job_id, []).append(Attempt(*row[1:]))
     return [_job(row, tuple(attempts.get(row.id, ()))) for row in rows]
 
 
@@ -91,18 +90,13 @@ def read_list(
         "before": before,
         "limit": limit,
     }
-    with ledger.transaction() as connection:
-        return [_job(row, ()) for row in connection.execute(_LIST, parameters)]
+    return [_job(row, ()) for row in ledger.rows(_LIST, parameters)]
 
 
 def counts(ledger: Ledger, ids: Sequence[str] | None = None) -> dict[State, int]:
     """How many jobs are in each state, of `ids` or of all."""
-    with ledger.transaction() as connection:
-        if ids is None:
-            rows = connection.execute(_COUNT_ALL)
-        else:
-            rows = connection.execute(_COUNTS, {"ids": list(ids)})
-        return {State(row.state): row.jobs for row in rows}
+    rows = ledger.rows(_COUNT_ALL) if ids is None else ledger.rows(_COUNTS, {"ids": list(ids)})
+    return {State(row.state): row.jobs for row in rows}
 
 
 def _job(row: Any, attempts: tuple[Attempt, ...]) -> Job:

@@ -69,7 +69,7 @@ _FALTERING = text("""
 """)
 
 _UPTIME = text("""
-    SELECT extract(epoch FROM clock_timestamp() - pg_postmaster_start_time())
+    SELECT extract(epoch FROM clock_timestamp() - pg_postmaster_start_time()) AS up
 """)
 
 
@@ -122,5 +122,5 @@ def rescue(
 
 def uptime(ledger: Ledger) -> float:
     """Seconds since Postgres started: right after a restart nobody can have renewed."""
-    with ledger.transaction() as connection:
-        return float(connection.execute(_UPTIME).scalar_one())
+    (row,) = ledger.rows(_UPTIME)
+    return float(row.up)

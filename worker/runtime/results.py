@@ -11,44 +11,26 @@ from typing import Any
 
 from celery import states
 from celery.backends.base import BaseBackend
-from celery.exceptions import TaskRevokedError, TimeoutError
+from celery.exceptions import TimeoutError
 from celery.result import result_from_tuple
 from kombu.exceptions import EncodeError
 
 from worker.errors import Conflict, LedgerError, NotFound
-from worker.jobs.job import Ended, Fence, Job
+from worker.jobs.job import Fence
 from worker.jobs.states import State
 from worker.ledger.change import cancel, forget
 from worker.ledger.enqueue import insert_ended
 from worker.ledger.finish import note_progress
 from worker.ledger.groups import delete_group, read_group, save_group
 from worker.ledger.read import read
-from worker.runtime.execution import (
-    ERROR_LIMIT,
-    TRACEBACK_LIMIT,
-    Execution,
-    clean,
-    current,
-    running,
-)
+from worker.runtime.execution import ERROR_LIMIT, Execution, current, running
+from worker.runtime.meta import FROM_CELERY, children_of, ended_of, meta_of
 from worker.runtime.trace import describe
 
 logger = logging.getLogger(__name__)
 
 #: Seconds between the first looks of `AsyncResult.get`, doubling up to its `interval`.
 FIRST_LOOK = 0.005
-
-_TO_CELERY = {
-    State.RUNNING: states.STARTED,
-    State.SUCCEEDED: states.SUCCESS,
-    State.FAILED: states.FAILURE,
-    State.CANCELLED: states.REVOKED,
-}
-_FROM_CELERY = {
-    states.SUCCESS: State.SUCCEEDED,
-    states.FAILURE: State.FAILED,
-    states.REVOKED: State.CANCELLED,
-}
 
 
 class LedgerBackend(BaseBackend):  # type: ignore[misc] # Celery's class is not typed
@@ -83,9 +65,6 @@ class LedgerBackend(BaseBackend):  # type: ignore[misc] # Celery's class is not 
             yield execution
         if execution.is_decided:
             self.app.ledger.finish(execution.finish())
-
-    def mark_as_started(self, task_id: str, **meta: Any) -> None:
-        """Nothing: the claim has said it."""
 
     def mark_as_done(
         self,
@@ -126,7 +105,7 @@ class LedgerBackend(BaseBackend):  # type: ignore[misc] # Celery's class is not 
         state: str = states.FAILURE,
     ) -> None:
         """Note that the task raised `exc`, with what follows from it for its chain and errbacks."""
-        text = None if traceback is None else str(traceback)
+        text = _text(traceback)
         with self._attempt(task_id) as execution:
             if execution is None:
                 if store_result:  # not for a task that was applied eagerly
@@ -154,8 +133,7 @@ class LedgerBackend(BaseBackend):  # type: ignore[misc] # Celery's class is not 
         """Note why the task retries; its message is noted already, by the transport."""
         execution = current()
         if execution is not None and execution.fence.id == task_id:
-            text = None if traceback is None else str(traceback)
-            execution.note_retry(describe(exc) if exc is not None else "retry", text)
+            execution.note_retry(describe(exc) if exc is not None else "retry", _text(traceback))
 
     def mark_as_revoked(
         self,
@@ -192,15 +170,15 @@ class LedgerBackend(BaseBackend):  # type: ignore[misc] # Celery's class is not 
         if state == states.STARTED:
             return result
         encoded = self._encoded(result, state)
-        text = None if traceback is None else str(traceback)
+        text = _text(traceback)
         exc = result if isinstance(result, BaseException) else None
         execution = current()
         if execution is not None and execution.fence.id == task_id:
-            if state in _FROM_CELERY:
+            if state in FROM_CELERY:
                 error = describe(exc) if exc is not None else None
-                execution.announce(_FROM_CELERY[state], encoded, self.content_type, error, text)
+                execution.announce(FROM_CELERY[state], encoded, self.content_type, error, text)
             self._progress(execution, encoded, state)
-        elif state in _FROM_CELERY:
+        elif state in FROM_CELERY:
             self._insert_ended(task_id, state, encoded, exc, text, request)
         return result
 
@@ -221,18 +199,7 @@ class LedgerBackend(BaseBackend):  # type: ignore[misc] # Celery's class is not 
         traceback: str | None = None,
         request: Any = None,
     ) -> None:
-        ended = Ended(
-            task_id,
-            str(getattr(request, "task", None) or "unknown"),
-            _FROM_CELERY.get(state, State.FAILED),
-            encoded,
-            self.content_type,
-            clean(describe(exc), ERROR_LIMIT) if exc is not None else None,
-            clean(traceback, TRACEBACK_LIMIT),
-            getattr(request, "parent_id", None),
-            getattr(request, "root_id", None),
-            getattr(request, "group", None),
-        )
+        ended = ended_of(task_id, state, encoded, self.content_type, exc, traceback, request)
         execution = current()
         if execution is not None and execution.ending:
             execution.ended.append(ended)
@@ -265,32 +232,8 @@ class LedgerBackend(BaseBackend):  # type: ignore[misc] # Celery's class is not 
         job = read(self._ledger, task_id)
         if job is None:
             return {"status": states.PENDING, "result": None, "traceback": None, "children": []}
-        meta = {
-            "task_id": job.id,
-            "status": celery_state(job),
-            "result": self._result_of(job),
-            "traceback": job.traceback,
-            "children": [
-                result_from_tuple(child, self.app) for child in json.loads(job.children or "[]")
-            ],
-            "date_done": job.finished_at.isoformat() if job.finished_at else None,
-            "name": job.task,
-            "worker": job.worker,
-            "queue": job.queue,
-            "retries": max(0, job.attempt - 1),
-            "parent_id": job.parent_id,
-            "group_id": job.group_id,
-        }
-        return dict(self.meta_from_decoded(meta))
-
-    def _result_of(self, job: Job) -> Any:
-        if job.state is State.CANCELLED:
-            return self.prepare_exception(TaskRevokedError(job.error))
-        if job.state is State.FAILED and job.result is None:
-            return {"exc_type": "JobFailed", "exc_message": [job.error], "exc_module": __name__}
-        if job.state.is_final:
-            return None if job.result is None else self.decode(job.result)
-        return None if job.progress is None else self.decode(job.progress)
+        children = [result_from_tuple(child, self.app) for child in children_of(job)]
+        return dict(self.meta_from_decoded({**meta_of(job, self.decode), "children": children}))
 
     def wait_for(
         self,
@@ -340,14 +283,5 @@ class LedgerBackend(BaseBackend):  # type: ignore[misc] # Celery's class is not 
         delete_group(self._ledger, group_id)
 
 
-class JobFailed(Exception):
-    """What `AsyncResult.get` raises for a job that failed without an exception of its own."""
-
-
-def celery_state(job: Job) -> str:
-    """The job's state in Celery's words."""
-    if job.state is State.RUNNING and job.progress_state:
-        return job.progress_state
-    if job.state in (State.SCHEDULED, State.QUEUED):
-        return states.RETRY if job.attempt else states.PENDING
-    return _TO_CELERY[job.state]
+def _text(traceback: Any) -> str | None:
+    return None if traceback is None else str(traceback)
