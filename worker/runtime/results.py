@@ -17,7 +17,6 @@ from kombu.exceptions import EncodeError
 
 from worker.errors import Conflict, LedgerError, NotFound
 from worker.jobs.job import Fence
-from worker.jobs.states import State
 from worker.ledger.change import cancel, forget
 from worker.ledger.enqueue import insert_ended
 from worker.ledger.finish import note_progress

@@ -1,0 +1,148 @@
+"""From doorbells to claims. Rules 10, 23, 24."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from celery import Celery
+
+from worker.broker.doorbells import Doorbells
+from worker.errors import LedgerUnavailable
+from worker.jobs.job import Fence, Ring
+from worker.jobs.message import new_job
+from worker.jobs.queues import lists_of
+from worker.jobs.states import State
+from worker.ledger.database import Ledger
+from worker.ledger.enqueue import enqueue
+from worker.ledger.lease import open_lease
+from worker.ledger.read import counts, read
+from worker.runtime.claims import Claims
+from worker.runtime.fetch import DoorbellSource
+from worker.settings import Settings
+from worker.stack.postgres import PostgresServer
+
+
+class Given:
+    """A source on real stores, with what a test needs around it."""
+
+    def __init__(self, settings: Settings, database_url: str | None = None) -> None:
+        url = database_url or settings.database_url.get_secret_value()
+        self.ledger = Ledger(url)
+        self.doorbells = Doorbells(settings.redis_url.get_secret_value())
+        self.claims = Claims(lambda: 10)
+        self.lease = open_lease(self.ledger, "w", ["celery"], 60)
+        self.redis_url = settings.redis_url.get_secret_value()
+
+    def source(self, *, adopt_foreign: bool = True, limit: int = 1000) -> DoorbellSource:
+        return DoorbellSource(
+            self.ledger,
+            self.doorbells,
+            self.claims,
+            lambda: ["celery"],
+            adopt_foreign=adopt_foreign,
+            payload_max_bytes=limit,
+        )
+
+    def foreign(self, *args: object) -> str:
+        """A job of a producer that does not know the ledger."""
+        with Celery("plain", broker=self.redis_url, set_as_current=False) as plain:
+            return str(plain.send_task("test.add", args).id)
+
+    def waiting(self) -> int:
+        return len(self.doorbells.pop(lists_of("celery"), 100))
+
+
+@pytest.fixture
+def given(settings: Settings) -> Iterator[Given]:
+    made = Given(settings)
+    yield made
+    made.ledger.close()
+    made.doorbells.close()
+
+
+def test_a_doorbell_of_ours_without_a_row_is_dropped_and_never_adopted(given: Given) -> None:
+    # An old Redis dataset rings for what retention has removed.
+    given.doorbells.ring([Ring("gone", "celery", 7)])
+    assert given.source().take(given.lease, 10) == []
+    assert counts(given.ledger) == {}
+    assert given.claims.entries() == []
+
+
+def test_no_more_is_popped_than_there_are_free_slots(given: Given) -> None:
+    jobs = [new_job("test.add", [n]) for n in range(5)]
+    rings = [answer.ring for answer in enqueue(given.ledger, jobs)]  # type: ignore[union-attr] # new
+    given.doorbells.ring([ring for ring in rings if ring])
+    assert len(given.source().take(given.lease, 2)) == 2
+    assert given.waiting() == 3
+
+
+def test_a_second_doorbell_of_a_job_that_is_held_here_is_ignored(given: Given) -> None:
+    job = new_job("test.add", [1])
+    (answer,) = enqueue(given.ledger, [job])
+    ring = Ring(job.id, "celery", 1)
+    given.doorbells.ring([ring, ring])
+    assert answer
+    (held,) = given.source().take(given.lease, 10)
+    assert held.fence == Fence(job.id, 1, given.lease)
+    given.doorbells.ring([ring])
+    assert given.source().take(given.lease, 10) == []
+    assert given.claims.fence_of(job.id) == held.fence
+
+
+def test_a_foreign_job_is_adopted_and_acknowledged(given: Given) -> None:
+    job_id = given.foreign(1, 2)
+    (claim,) = given.source().take(given.lease, 10)
+    assert (claim.fence.id, claim.task) == (job_id, "test.add")
+    assert given.doorbells.restore(-1) == 0, "nothing is left to be put back"
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [({"adopt_foreign": False}, "WORKER_ADOPT_FOREIGN"), ({"limit": 10}, "over the limit")],
+    ids=["not wanted", "too large"],
+)
+def test_a_foreign_job_that_is_not_taken_is_kept_for_operators(
+    given: Given, options: dict[str, int], why: str
+) -> None:
+    given.foreign("x" * 100)
+    assert given.source(**options).take(given.lease, 10) == []  # type: ignore[arg-type] # by name
+    (note,) = given.doorbells.quarantined()
+    assert why in note["reason"]
+    assert "test.add" in note["entry"]
+    assert counts(given.ledger) == {}
+
+
+def test_entries_that_nobody_can_read_do_not_keep_others_out(given: Given) -> None:
+    raw = given.doorbells._redis
+    for entry in (b"", b"{}", b"[]", b"\xff\xfe", b'{"ledger": 1}', b'{"ledger": 1e999, "id": 1}',
+                  b'{"body": 5, "properties": 3, "headers": []}', b"[" * 5000):  # fmt: skip
+        raw.lpush("celery", entry)
+    job_id = given.foreign(1, 2)
+    taken = given.source().take(given.lease, 20)
+    assert [claim.fence.id for claim in taken] == [job_id]
+    assert len(given.doorbells.quarantined()) == 8
+
+
+def test_what_was_popped_while_postgres_is_away_is_put_back(
+    settings: Settings, own_postgres: PostgresServer
+) -> None:
+    away = Given(settings, own_postgres.url.replace("postgresql://", "postgresql+psycopg2://"))
+    away.doorbells.ring([Ring("b", "celery", 1), Ring("a", "celery", 2)])
+    own_postgres.stop()
+    with pytest.raises(LedgerUnavailable):
+        away.source().take(away.lease, 10)
+    assert [item.entry for item in away.doorbells.pop(lists_of("celery"), 10)] == [
+        b'{"ledger": 1, "id": "b"}',
+        b'{"ledger": 2, "id": "a"}',
+    ]
+    assert away.claims.entries() == []
+    away.doorbells.close()
+
+
+def test_what_was_adopted_is_in_the_ledger_before_it_runs(given: Given) -> None:
+    job_id = given.foreign(1, 2)
+    given.source().take(given.lease, 10)
+    job = read(given.ledger, job_id)
+    assert job is not None
+    assert job.state is State.RUNNING
