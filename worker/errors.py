@@ -21,6 +21,7 @@ LedgerError
 ├── Unavailable               try again later                    exit 3, HTTP 503
 │   ├── LedgerUnavailable     Postgres is away
 │   └── BrokerUnavailable     Redis is away
+│       └── BrokerRefused     Redis is there, and refuses this one command or key
 └── LeaseLost                 nobody: expected, the job was rescued
 
 Messages say what was wrong, what was expected and what to do, in one sentence.
@@ -145,6 +146,10 @@ class LedgerUnavailable(Unavailable):
 
 class BrokerUnavailable(Unavailable):
     """Redis cannot be reached now."""
+
+
+class BrokerRefused(BrokerUnavailable):
+    """Redis is there, and refuses this one command or key: a list that is no list, an ACL."""
 
 
 class LeaseLost(LedgerError):

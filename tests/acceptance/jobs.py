@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import signal
@@ -174,3 +175,26 @@ def reject(self: Task[Any, Any], log: str, requeue: bool) -> str:
 @shared_task(name="test.ignore")
 def ignore() -> None:
     raise Ignore()
+
+
+@shared_task(name="test.cancelled_error")
+def cancelled_error() -> None:
+    """Raise what is no Exception."""
+    raise asyncio.CancelledError
+
+
+@shared_task(name="test.two_arguments")
+def two_arguments() -> None:
+    raise TwoArguments("x" * (2 << 20), 2)
+
+
+class TwoArguments(Exception):
+    """Cannot be made again from one argument."""
+
+    def __init__(self, first: str, second: int) -> None:
+        super().__init__(first, second)
+
+
+@shared_task(name="test.replace_by_failing_chain", bind=True)
+def replace_by_failing_chain(self: Task[Any, Any], x: int) -> Any:
+    return self.replace(fails.s("in the replacement") | add.si(x, 1))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import threading
+import uuid
 from typing import Any, cast
 
 import pytest
@@ -23,10 +24,11 @@ from worker.broker.doorbells import (
     entry_of,
     queue_of,
     ring_of,
+    translated,
 )
-from worker.errors import BrokerUnavailable
+from worker.errors import BrokerRefused, BrokerUnavailable, InvalidRequest
 from worker.jobs.job import Ring
-from worker.jobs.queues import list_of, lists_of
+from worker.jobs.queues import checked_queue, list_of, lists_of
 from worker.stack.redis import RedisServer
 
 FOREIGN = b'{"body": "W10=", "headers": {}}'
@@ -87,6 +89,77 @@ def test_a_foreign_entry_is_noted_until_it_is_acknowledged(
     assert noted(client) == 3
     bells.acknowledge([item.tag for item in popped if item.tag])
     assert noted(client) == 0
+
+
+def test_a_pop_that_is_sent_again_forgets_nothing_of_the_first(
+    bells: Doorbells, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a pop whose reply is lost, which redis-py sends again as it was
+    once = uuid.uuid4()
+    monkeypatch.setattr(uuid, "uuid4", lambda: once)
+    client.lpush("q", b"first", b"second", b"third", b"fourth")
+    bells.pop(["q"], 2)
+
+    (third, fourth) = bells.pop(["q"], 2)
+
+    # Then what the first one took is noted too, and is put back
+    assert noted(client) == 4
+    bells.acknowledge([third.tag, fourth.tag])
+    assert bells.restore(0) == 2
+    assert sorted(item.entry for item in bells.pop(["q"], 9)) == [b"first", b"second"]
+
+
+def test_a_key_that_is_no_list_is_passed_over(bells: Doorbells, client: redis.Redis) -> None:
+    client.set("bad", "no list")
+    bells.ring(rings("a"))
+    bells.ring(rings("z", name="z"))
+
+    assert ids_of(bells.pop(["q", "bad", "z"], 9)) == ["a", "z"]
+
+
+def test_a_list_that_is_refused_does_not_keep_the_others_from_being_rung(
+    bells: Doorbells, client: redis.Redis
+) -> None:
+    client.set("bad", "no list")
+
+    with pytest.raises(BrokerRefused, match="WRONGTYPE"):
+        bells.ring([*rings("a", name="a"), *rings("b", name="bad"), *rings("c", name="c")])
+
+    assert ids_of(bells.pop(["a", "c"], 9)) == ["a", "c"]
+    with pytest.raises(BrokerRefused):
+        bells.front("bad")
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (redis.ResponseError("WRONGTYPE Operation against a key"), BrokerRefused),
+        (redis.exceptions.NoPermissionError("this user has no permissions"), BrokerRefused),
+        (redis.ResponseError(), BrokerRefused),
+        (redis.exceptions.OutOfMemoryError("command not allowed"), BrokerUnavailable),
+        (redis.ReadOnlyError("You can't write against a read only replica."), BrokerUnavailable),
+        (redis.BusyLoadingError("Redis is loading the dataset in memory"), BrokerUnavailable),
+        (redis.ResponseError("MISCONF Redis is configured to save"), BrokerUnavailable),
+        (redis.ResponseError("ERR Error running script: @u: 2: OOM command"), BrokerUnavailable),
+    ],
+)
+def test_a_refusal_is_told_from_an_outage(error: Exception, expected: type[Exception]) -> None:
+    with pytest.raises(BrokerUnavailable) as raised, translated():
+        raise error
+
+    assert raised.type is expected
+
+
+def test_a_full_redis_is_away_and_refuses_no_list(own_redis: RedisServer) -> None:
+    bells = Doorbells(own_redis.url)
+    with redis.Redis.from_url(own_redis.url) as client:
+        client.config_set("maxmemory", "1")
+
+    with pytest.raises(BrokerUnavailable) as raised:
+        bells.ring(rings("a"))
+
+    assert raised.type is BrokerUnavailable
+    bells.close()
 
 
 def test_many_workers_pop_each_entry_once(bells: Doorbells, redis_url: str) -> None:
@@ -182,6 +255,22 @@ def test_what_was_popped_and_never_adopted_is_restored(
     assert bells.restore(0) == 1
     assert bells.restore(0) == 0
     assert [item.entry for item in bells.pop(["q\x06\x163"], 9)] == [entry]
+
+
+@pytest.mark.parametrize("entry", [b"\n", b"\n\nq\n", b"", b"q\nx"])
+def test_newlines_of_an_entry_are_its_own(
+    bells: Doorbells, client: redis.Redis, entry: bytes
+) -> None:
+    # Given a note that is taken apart at its first newline: no queue's name can have one
+    with pytest.raises(InvalidRequest):
+        checked_queue("a\nb")
+    name = list_of("Ünï code", 9)
+    client.lpush(name, entry)
+    bells.pop([name], 1)
+
+    assert bells.restore(0) == 1
+
+    assert client.lrange(name, 0, -1) == [entry]
 
 
 def test_the_age_of_an_entry_is_by_redis_clock(

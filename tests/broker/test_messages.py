@@ -134,6 +134,7 @@ def test_a_time_that_cannot_be_is_refused(value: object) -> None:
         ({"task": ""}, InvalidRequest),
         ({"task": ["a"]}, InvalidRequest),
         ({"task": "a\0b"}, InvalidRequest),
+        ({"task": "\ud800"}, InvalidRequest),
     ],
 )
 def test_a_task_message_that_cannot_be_a_job_is_refused(
@@ -150,6 +151,51 @@ def test_a_strangers_priority_is_bounded(priority: object, expected: int) -> Non
     assert read({}, properties={"priority": priority}).priority == expected
 
 
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize("value", [
+    5, "60", [], [1], [1, 2, 3], [1, "2"], [-1, None], [True, None], {"a": 1, "b": 2}, [NAN, None],
+    [INF, None],
+])  # fmt: skip
+def test_time_limits_that_celery_cannot_keep_are_refused(value: object) -> None:
+    with pytest.raises(InvalidRequest, match="timelimit must be two numbers of seconds"):
+        read({"timelimit": value})
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("stamped_headers", [7, "a", [1], [None], {"a": 1}]),
+        ("stamps", [7, "a", ["a"]]),
+        ("retries", [None, "1", 1.0, True, -1, []]),
+        ("ignore_result", ["no", [], 0.5]),
+    ],
+)
+def test_headers_that_celery_trips_over_are_refused(name: str, values: list[Any]) -> None:
+    for value in values:
+        with pytest.raises(InvalidRequest, match=f"^{name} must be .*\\.$"):
+            read({name: value})
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"timelimit": None, "stamped_headers": None, "ignore_result": None, "stamps": None},
+        {"timelimit": [None, None], "stamped_headers": [], "stamps": {}},
+        {"timelimit": (60, 0.5), "stamped_headers": ["a"], "stamps": {"a": 1}},
+        {"retries": 3, "ignore_result": True},
+    ],
+)
+def test_what_celery_sends_is_accepted(headers: dict[str, Any]) -> None:
+    assert read(headers).id == "a"
+
+
+def test_texts_that_postgres_cannot_hold_are_mended() -> None:
+    assert read({"root_id": "a\0\ud800b"}).root_id == "a?b"
+
+
 def test_a_message_that_is_no_task_is_none() -> None:
     assert job_of("q", {"body": "{}", "headers": {}, "properties": {}}) is None
     assert job_of("q", {"body": "", "headers": None, "properties": None}) is None
@@ -164,7 +210,10 @@ def test_a_body_is_kept_byte_by_byte() -> None:
 @given(st.binary() | st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),
     lambda inner: st.lists(inner) | st.dictionaries(
-        st.sampled_from(["body", "headers", "properties", "task", "id", "eta"]) | st.text(), inner
+        st.sampled_from([
+            "body", "headers", "properties", "task", "id", "eta", "timelimit", "stamped_headers",
+            "retries", "content-type", "__type__", "__value__",
+        ]) | st.text(), inner
     ),
 ).map(lambda value: json.dumps(value).encode()))  # fmt: skip
 def test_whatever_a_stranger_writes_is_a_job_or_is_refused(entry: bytes) -> None:
@@ -172,9 +221,42 @@ def test_whatever_a_stranger_writes_is_a_job_or_is_refused(entry: bytes) -> None
         assert isinstance(foreign_job("q", entry), NewJob)
 
 
+@given(st.fixed_dictionaries(
+    {"task": st.just("t") | st.text(), "id": st.just("a") | st.text()},
+    optional={
+        name: st.none() | st.booleans() | st.integers() | st.floats() | st.text()
+        | st.lists(st.none() | st.integers() | st.floats() | st.text(), max_size=3)
+        | st.dictionaries(st.text(), st.integers(), max_size=2)
+        for name in (
+            "timelimit", "stamped_headers", "stamps", "retries", "ignore_result", "eta", "expires",
+            "group", "root_id", "parent_id",
+        )
+    },
+))  # fmt: skip
+def test_an_adopted_job_can_be_written_and_started(headers: dict[str, Any]) -> None:
+    entry = json.dumps({"headers": headers, "body": "[[], {}, {}]"}).encode()
+    try:
+        job = foreign_job("q", entry)
+    except InvalidRequest:
+        return
+
+    for text in (job.id, job.task, job.root_id, job.parent_id, job.group_id):
+        assert "\0" not in (text or "") and (text or "").encode() is not None
+    assert job.fingerprint
+    limits = loads(job.message.envelope)["headers"].get("timelimit") or (None, None)
+    hard, soft = limits
+    assert all(limit is None or limit >= 0 for limit in (hard, soft))
+
+
 @pytest.mark.parametrize(
     "entry",
     [
+        b'{"__type__": [], "__value__": 1}',
+        b'{"__type__": "datetime", "__value__": 1}',
+        b'{"__type__": "uuid", "__value__": {"hex": []}}',
+        b'{"headers": {"x": {"__type__": {}, "__value__": 1}}}',
+        b'{"body": "{\\"__type__\\": [], \\"__value__\\": 1}", "content-type": "application/json"}',
+        b'{"headers": ["task", "id"]}',
         b"\xff",
         b"[" * 100_000,
         b"[]",

@@ -1,8 +1,9 @@
 from __future__ import annotations
 
+import json
+import logging
 import time
 from collections.abc import Callable, Sequence
-from types import SimpleNamespace
 
 import pytest
 import redis
@@ -19,7 +20,7 @@ from worker.keeper.cleaner import Cleaner, Expirer
 from worker.keeper.dispatcher import Dispatcher
 from worker.keeper.duties import all_duties
 from worker.keeper.keeper import Duty, Post
-from worker.keeper.rescuer import Rescuer
+from worker.keeper.rescuer import BROKEN_CHAIN, Rescuer, boot_time
 from worker.keeper.restorer import Restorer
 from worker.keeper.ringer import Ringer
 from worker.ledger.enqueue import enqueue
@@ -181,7 +182,117 @@ def test_each_list_is_looked_at_by_itself(post: Post, redis_url: str) -> None:
     assert (popped(post, "q\x06\x169"), popped(post, "p")) == (["a"], ["b"])
 
 
+def test_a_list_that_is_refused_keeps_no_other_from_being_rung(
+    post: Post, redis_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Given a queue whose name is a key that is no list, and another one that sorts after it
+    given.enqueued(post.ledger, "a", queue="bad")
+    given.enqueued(post.ledger, "b", queue="good")
+    grow_old(post, "a", "b")
+    with redis.Redis.from_url(redis_url) as client:
+        client.set("bad", "no list")
+        ringer = Ringer()
+
+        # When the ringer looks, again and again
+        with caplog.at_level(logging.WARNING):
+            for _ in range(3):
+                ringer.run(post)
+
+        # Then the other is rung for, and the fault is told once
+        assert popped(post, "good") == ["b"]
+        assert len([r for r in caplog.records if "cannot be rung" in r.message]) == 1
+
+        # And once the key is gone, it is rung for too, and a new fault is told again
+        client.delete("bad")
+        ringer.run(post)
+        assert popped(post, "bad") == ["a"]
+        grow_old(post, "a")
+        client.set("bad", "no list")
+        ringer.run(post)
+        assert len([r for r in caplog.records if "cannot be rung" in r.message]) == 2
+
+
+def test_a_dispatch_rings_every_list_but_the_refused_one(post: Post, redis_url: str) -> None:
+    given.enqueued(post.ledger, "a", queue="bad", delay=600)
+    given.enqueued(post.ledger, "b", queue="good", delay=600)
+    given.make_due(post.ledger, "a", "b")
+    with redis.Redis.from_url(redis_url) as client:
+        client.set("bad", "no list")
+
+    Dispatcher().run(post)
+
+    assert popped(post, "good") == ["b"]
+
+
 # The rescuer
+
+
+def test_the_rescuer_counts_the_machines_sleep(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a machine that slept for an hour: Postgres's clock went on
+    clocks = {time.CLOCK_BOOTTIME: 3700.0, time.CLOCK_MONOTONIC: 100.0}
+    monkeypatch.setattr(time, "clock_gettime", clocks.__getitem__)
+
+    assert boot_time() == 3700.0
+
+
+def poison_at_once(post: Post, body: bytes) -> None:
+    """Job `a` with `body` is at its limit, and its worker is gone."""
+    given.running(post.ledger, "a")
+    post.ledger.execute("UPDATE jobs SET body = :body, lost = 99 WHERE id = 'a'", {"body": body})
+    post.ledger.execute("DELETE FROM workers")
+
+
+def watched_for_long() -> Rescuer:
+    rescuer = Rescuer()
+    rescuer._watching_since = boot_time() - 600
+    rescuer._last = boot_time()
+    return rescuer
+
+
+CHAIN = json.dumps([[], {}, {"chain": [
+    {"task": "tests.last", "options": {"task_id": "last"}},
+    {"task": "tests.next", "options": {"task_id": "next"}},
+]}]).encode()  # fmt: skip
+
+
+def test_the_later_steps_of_a_condemned_job_end_with_it(post: Post) -> None:
+    # Given the first step of a chain, which keeps killing its worker
+    poison_at_once(post, CHAIN)
+
+    # When it is condemned
+    watched_for_long().run(post)
+
+    # Then whoever waits for a later step is told
+    assert given.state_of(post.ledger, "a") is State.FAILED
+    for step in ("next", "last"):
+        job = given.job_of(post.ledger, step)
+        assert (job.state, job.task, job.error) == (State.FAILED, f"tests.{step}", BROKEN_CHAIN)
+
+
+def test_the_later_steps_end_even_if_postgres_was_away_in_between(
+    post: Post, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison_at_once(post, CHAIN)
+    rescuer = watched_for_long()
+
+    def away(*args: object) -> None:
+        raise LedgerUnavailable("Postgres is not available.")
+
+    monkeypatch.setattr(rescuer_module, "insert_ended", away)
+    with pytest.raises(LedgerUnavailable):
+        rescuer.run(post)
+    monkeypatch.undo()
+    rescuer.run(post)
+
+    assert given.state_of(post.ledger, "last") is State.FAILED
+
+
+def test_a_condemned_job_with_a_broken_body_stops_no_rescue(post: Post) -> None:
+    poison_at_once(post, b"\xff\x00 no JSON")
+
+    watched_for_long().run(post)
+
+    assert given.state_of(post.ledger, "a") is State.FAILED
 
 
 def test_the_rescuer_first_watches_for_a_whole_lease(post: Post) -> None:
@@ -200,7 +311,7 @@ def test_the_rescuer_first_watches_for_a_whole_lease(post: Post) -> None:
 def test_the_rescuer_starts_over_after_a_gap(post: Post, monkeypatch: pytest.MonkeyPatch) -> None:
     # Given a rescuer that has watched for long, and then was stopped for a while
     clock = [1000.0]
-    monkeypatch.setattr(rescuer_module, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(rescuer_module, "boot_time", lambda: clock[0])
     rescuer = Rescuer()
     for _ in range(10):
         rescuer.run(post)
@@ -222,7 +333,7 @@ def test_the_rescuer_starts_over_after_an_outage(
     post: Post, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = [1000.0]
-    monkeypatch.setattr(rescuer_module, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(rescuer_module, "boot_time", lambda: clock[0])
     rescuer, real = Rescuer(), uptime
     for _ in range(10):
         rescuer.run(post)
@@ -250,8 +361,8 @@ def test_after_a_restart_of_postgres_nobody_is_rescued_in_haste(
     settings = settings_for(database_url=own_postgres.url, lease_seconds=5)
     for post in posted(settings):
         rescuer = Rescuer()
-        rescuer._watching_since = time.monotonic() - 600  # it has watched for ten minutes
-        rescuer._last = time.monotonic() + 600  # without a gap
+        rescuer._watching_since = boot_time() - 600  # it has watched for ten minutes
+        rescuer._last = boot_time() + 600  # without a gap
         fence = given.running(post.ledger, "a")
         given.expire(post.ledger, fence.lease)
         own_postgres.restart()

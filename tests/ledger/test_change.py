@@ -5,8 +5,9 @@ from collections.abc import Callable
 import pytest
 
 from tests.ledger import given
+from tests.proxy import Proxy
 from worker.errors import Conflict, NotFound
-from worker.jobs.job import Ended
+from worker.jobs.job import Ended, Finish
 from worker.jobs.states import State
 from worker.ledger.change import cancel, forget, replay
 from worker.ledger.claim import claim
@@ -168,3 +169,29 @@ def test_what_has_not_ended_is_not_forgotten(ledger: Ledger) -> None:
 
     assert finish(ledger, [given.success(fence)]).granted == {"a"}
     assert given.job_of(ledger, "a").result == b"3"
+
+
+@pytest.mark.parametrize("end", [given.failure, None])
+def test_a_replay_whose_reply_is_lost_is_no_conflict(
+    ledger: Ledger,
+    proxy: Proxy,
+    open_ledger: Callable[..., Ledger],
+    end: Callable[..., Finish] | None,
+) -> None:
+    # Given a dead letter, and a network that swallows the reply to the next COMMIT
+    fence = given.running(ledger, "a")
+    if end is None:
+        cancel(ledger, "a", "not wanted")
+    else:
+        finish(ledger, [end(fence)])
+    door = open_ledger(proxy.url)
+    proxy.drop_reply_after_next_commit()
+
+    # When it is replayed through it
+    ring = replay(door, "a")
+
+    # Then it is queued once, and the doorbell is the one that the ledger knows
+    assert proxy.dropped.is_set()
+    assert ledger.execute("SELECT state, dispatch_seq FROM jobs") == [("queued", ring.seq)]
+    with pytest.raises(Conflict):  # a second replay is another request
+        replay(door, "a")

@@ -118,6 +118,34 @@ def test_suspects_wait_as_long_as_there_are_more_than_places_for_them(ledger: Le
     assert suspects_wait(ledger, ["celery"])
 
 
+def test_a_process_that_runs_a_suspect_is_no_place_for_another(ledger: Ledger) -> None:
+    # Given two suspects, and one process for them
+    suspects(ledger, "a", "b")
+    lease = given.lease(ledger, isolated=True)
+
+    # When it runs one of them, then the other one waits
+    found = claim_suspect(ledger, lease, ["celery"])
+    assert found is not None
+    assert suspects_wait(ledger, ["celery"])
+
+    # And when that one has ended, it does not
+    finish(ledger, [given.success(found.fence)])
+    assert not suspects_wait(ledger, ["celery"])
+
+
+def test_a_claim_says_how_often_the_job_was_lost(ledger: Ledger) -> None:
+    given.enqueued(ledger, "a", "b")
+    ledger.execute("UPDATE jobs SET lost = 2, suspect = id = 'b'")
+    lease = given.lease(ledger)
+
+    (first,) = claim(ledger, lease, ["a"])
+    (again,) = claim(ledger, lease, ["a"])
+    suspect = claim_suspect(ledger, lease, ["celery"])
+
+    assert suspect is not None
+    assert (first.lost, again.lost, suspect.lost) == (2, 2, 2)
+
+
 @pytest.mark.parametrize("suspect", [False, True])
 def test_an_expired_job_is_not_started(ledger: Ledger, suspect: bool) -> None:
     given.enqueued(ledger, "a", expires=60)
@@ -284,7 +312,6 @@ def test_an_adoption_whose_reply_is_lost_is_found(
 
     found = adopt(door, lease, [given.job("a")])
 
-    # Either the worker is told, or its next reconciliation finds the claim and gives it back.
     assert proxy.dropped.is_set()
     assert held(ledger, lease) == {("a", 1)}
-    assert {one.fence.id for one in found} <= {"a"}
+    assert [one.fence for one in found] == [Fence("a", 1, lease)]

@@ -10,11 +10,14 @@ from sqlalchemy import Connection
 from tests.ledger import given
 from tests.proxy import Proxy
 from worker.errors import Conflict, LedgerUnavailable, MalformedId
-from worker.jobs.job import Enqueued, Message, NewJob
+from worker.jobs.job import Ended, Enqueued, Finish, Message, NewJob
 from worker.jobs.states import State
 from worker.ledger import enqueue as enqueue_module
+from worker.ledger.change import cancel, replay
+from worker.ledger.claim import claim
 from worker.ledger.database import Ledger, Refused
-from worker.ledger.enqueue import enqueue
+from worker.ledger.enqueue import enqueue, insert_ended
+from worker.ledger.finish import finish
 from worker.ledger.read import counts
 
 
@@ -269,11 +272,7 @@ def test_a_connection_that_died_while_idle_is_not_noticed(
 
 def test_the_last_step_of_a_replacement_fills_the_job_that_waits_for_it(ledger: Ledger) -> None:
     # Given a job that replaced itself by a canvas
-    from worker.jobs.job import Finish
-    from worker.ledger.finish import finish
-
-    fence = given.running(ledger, "a")
-    finish(ledger, [Finish(fence, State.SCHEDULED, "replaced", delay=float("inf"))])
+    awaiting(ledger)
     assert given.job_of(ledger, "a").run_at is None
 
     # When the canvas's last step brings its message
@@ -283,3 +282,90 @@ def test_the_last_step_of_a_replacement_fills_the_job_that_waits_for_it(ledger: 
     job = given.job_of(ledger, "a")
     assert answer.created and answer.ring is not None and answer.ring.list == "q"
     assert (job.state, job.task, job.queue) == (State.QUEUED, "tests.sum", "q")
+
+
+def awaiting(ledger: Ledger) -> None:
+    """A job `a` that replaced itself by a canvas, of which no last step has come yet."""
+    fence = given.running(ledger, "a")
+    finish(ledger, [Finish(fence, State.SCHEDULED, "replaced", delay=float("inf"))])
+
+
+@pytest.mark.parametrize("state", [State.FAILED, State.CANCELLED])
+def test_a_job_whose_replacement_failed_ends_with_it(ledger: Ledger, state: State) -> None:
+    # Given a job that awaits the last step of a canvas
+    awaiting(ledger)
+
+    # When an earlier step of it fails, inside its own finish
+    ended = Ended("a", "tests.sum", state, b"{}", "application/json", "up the chain", "Traceback …")
+    finish(ledger, [given.failure(given.running(ledger, "step"), ended=(ended,))])
+
+    # Then the job has ended, with that reason; it keeps its own message and can be replayed
+    job = given.job_of(ledger, "a")
+    assert (job.state, job.result, job.error, job.traceback) == (
+        state,
+        b"{}",
+        "up the chain",
+        "Traceback …",
+    )
+    assert job.finished_at is not None and job.task == "tests.add"
+    assert replay(ledger, "a").list == "celery"
+
+
+@pytest.mark.parametrize("delay", [None, 60.0])
+def test_a_job_that_awaits_nothing_is_not_ended_from_elsewhere(
+    ledger: Ledger, delay: float | None
+) -> None:
+    given.enqueued(ledger, "a", delay=delay)
+    before = given.job_of(ledger, "a")
+
+    ledger.run(lambda c: insert_ended(c, [Ended("a", "tests.add", State.FAILED)]))
+
+    assert given.job_of(ledger, "a") == before
+
+
+def test_nobody_but_a_worker_lets_an_awaiting_job_succeed(ledger: Ledger) -> None:
+    awaiting(ledger)
+
+    ledger.run(lambda c: insert_ended(c, [Ended("a", "tests.add", State.SUCCEEDED, b"1")]))
+
+    assert given.state_of(ledger, "a") is State.SCHEDULED
+
+
+@pytest.mark.parametrize("state", [State.FAILED, State.CANCELLED])
+def test_the_rest_of_a_chain_runs_once_its_failed_step_is_replayed(
+    ledger: Ledger, state: State
+) -> None:
+    # Given a chain whose first step failed, and its second one with it, never enqueued
+    first = given.running(ledger, "first")
+    ended = Ended("then", "tests.add", state, b"{}", "application/json", "up the chain", "…")
+    finish(ledger, [given.failure(first, ended=(ended,))])
+    assert given.state_of(ledger, "then") is state
+
+    # When the first step is replayed, and succeeds
+    replay(ledger, "first")
+    (second,) = claim(ledger, given.lease(ledger), ["first"])
+    then = given.job("then", 7, priority=3, expires=60)
+    done = finish(ledger, [given.success(second.fence, outbox=(then,))])
+
+    # Then the second step is queued, with nothing left of its end, and runs
+    job = given.job_of(ledger, "then")
+    assert [(ring.id, ring.list) for ring in done.rings] == [("then", "celery\x06\x163")]
+    assert (job.state, job.result, job.result_type) == (State.QUEUED, None, None)
+    assert (job.error, job.traceback, job.finished_at) == (None, None, None)
+    assert job.message == then.message and job.expires_at is not None
+    assert len(claim(ledger, given.lease(ledger), ["then"])) == 1
+
+
+def test_a_step_that_ran_is_not_revived_by_a_repeat(ledger: Ledger) -> None:
+    finish(ledger, [given.failure(given.running(ledger, "a"))])
+
+    assert answers(ledger, given.job("a")) == [Enqueued("a", False, None)]
+    assert given.state_of(ledger, "a") is State.FAILED
+
+
+def test_a_cancelled_job_is_not_revived_by_a_repeat(ledger: Ledger) -> None:
+    given.enqueued(ledger, "a")
+    cancel(ledger, "a", "not wanted")
+
+    assert answers(ledger, given.job("a")) == [Enqueued("a", False, None)]
+    assert given.state_of(ledger, "a") is State.CANCELLED

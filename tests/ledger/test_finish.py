@@ -320,3 +320,58 @@ def test_opposite_batches_never_deadlock(
         cursor.execute("SELECT deadlocks FROM pg_stat_database WHERE datname = %s", (name,))
         assert cursor.fetchone() == (0,)
     connection.close()
+
+
+def test_what_cannot_follow_a_job_is_said_and_its_end_stands(
+    ledger: Ledger, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Given a link that has the id of another job
+    given.enqueued(ledger, "link")
+    fence = given.running(ledger, "a")
+
+    # When the job finishes
+    done = finish(ledger, [given.success(fence, outbox=(given.job("link", 7), given.job("b")))])
+
+    # Then its end stands, the other link runs, and the log names both jobs
+    assert done.granted == {"a"} and [ring.id for ring in done.rings] == ["b"]
+    (record,) = caplog.records
+    assert record.levelname == "ERROR"
+    assert "Job link, to follow job a, is not enqueued" in record.getMessage()
+
+
+def test_a_loss_that_the_worker_judged_is_written_as_it_is_and_counted(ledger: Ledger) -> None:
+    # Given a job that was lost before
+    fence = given.running(ledger, "a")
+    ledger.execute("UPDATE jobs SET lost = 2")
+    ended = Ended("later", "tests.add", State.FAILED)
+
+    # When the worker ends it as poison, with what follows from that
+    end = Finish(
+        fence,
+        State.FAILED,
+        "lost",
+        b"{}",
+        "application/json",
+        error="lost for the third time",
+        outbox=(given.job("errback"),),
+        ended=(ended,),
+        lost_limit=3,
+    )
+    assert finish(ledger, [end]).granted == {"a"}
+
+    # Then all of it is kept, and the loss counts
+    job = given.job_of(ledger, "a")
+    assert (job.state, job.lost, job.result) == (State.FAILED, 3, b"{}")
+    assert job.error == "lost for the third time" and job.finished_at is not None
+    assert given.attempts_of(ledger, "a") == [(1, "lost")]
+    assert given.state_of(ledger, "errback") is State.QUEUED
+    assert given.state_of(ledger, "later") is State.FAILED
+
+
+def test_repeating_a_loss_that_made_poison_counts_as_granted(ledger: Ledger) -> None:
+    fence = given.running(ledger, "a")
+    end = Finish(fence, State.QUEUED, "lost", error="SIGKILL", lost_limit=1)
+    finish(ledger, [end])
+
+    assert finish(ledger, [end]).granted == {"a"}
+    assert given.job_of(ledger, "a").lost == 1

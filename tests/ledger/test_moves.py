@@ -21,13 +21,13 @@ from hypothesis.stateful import (
 
 from tests.ledger import given
 from worker.errors import Conflict, LedgerError
-from worker.jobs.job import Fence, Finish
+from worker.jobs.job import Ended, Fence, Finish
 from worker.jobs.states import MOVES, State, may_move
 from worker.ledger.change import cancel, forget, replay
 from worker.ledger.claim import claim, claim_suspect
 from worker.ledger.database import Ledger
 from worker.ledger.dispatch import dispatch_due, take_lost, take_unsure
-from worker.ledger.enqueue import enqueue
+from worker.ledger.enqueue import enqueue, insert_ended
 from worker.ledger.finish import finish
 from worker.ledger.lease import close_lease, held
 from worker.ledger.read import read_list
@@ -65,6 +65,17 @@ def when_unrung(take: Callable[[Ledger], object]) -> Statement:
     return statement
 
 
+def when_unreplaced(ledger: Ledger, fence: Fence) -> None:
+    ledger.execute("UPDATE jobs SET run_at = 'infinity' WHERE state = 'scheduled'")
+    ended = Ended(JOB, "tests.add", State.FAILED)
+    ledger.run(lambda connection: insert_ended(connection, [ended]))
+
+
+def when_never_enqueued(ledger: Ledger, fence: Fence) -> None:
+    ledger.execute("UPDATE jobs SET list = '' WHERE attempt = 0")
+    enqueue(ledger, [given.job(JOB, 2)])
+
+
 #: Everything that changes a job.
 STATEMENTS: dict[str, Statement] = {
     "enqueue": lambda ledger, fence: enqueue(ledger, [given.job(JOB, 1)]),
@@ -85,6 +96,8 @@ STATEMENTS: dict[str, Statement] = {
     "expire": when_late,
     "cancel": lambda ledger, fence: cancel(ledger, JOB, "not wanted"),
     "replay": lambda ledger, fence: replay(ledger, JOB),
+    "end unreplaced": when_unreplaced,
+    "enqueue after all": when_never_enqueued,
     "forget": lambda ledger, fence: forget(ledger, JOB),
 }
 

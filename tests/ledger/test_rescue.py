@@ -1,18 +1,22 @@
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 
 import pytest
+from sqlalchemy import text
 
 from tests.ledger import given
 from worker.errors import LeaseLost
 from worker.jobs.states import State
+from worker.ledger import claim as claim_module
 from worker.ledger import rescue as rescue_module
 from worker.ledger.claim import claim, claim_suspect
 from worker.ledger.database import Ledger
 from worker.ledger.finish import finish
 from worker.ledger.leader import Leadership
-from worker.ledger.rescue import rescue, uptime
+from worker.ledger.lease import held
+from worker.ledger.rescue import Rescued, rescue, uptime
 
 
 def lose_alone(ledger: Ledger, job_id: str, limit: int = 3) -> None:
@@ -180,3 +184,35 @@ def test_a_keeper_that_lost_the_lead_rescues_nothing(ledger: Ledger) -> None:
 
 def test_the_uptime_is_that_of_postgres(ledger: Ledger) -> None:
     assert 0 < uptime(ledger) < 86400
+
+
+def test_a_late_rescue_does_not_take_the_next_attempt(
+    ledger: Ledger, open_ledger: Callable[..., Ledger]
+) -> None:
+    # Given an orphan that is rescued and claimed anew, in a commit that is still to come
+    first = given.running(ledger, "a")
+    ledger.execute("DELETE FROM workers WHERE lease = :lease", {"lease": first.lease})
+    door, lease = open_ledger(), "lease-of-the-next"
+    found: list[Rescued] = []
+    with ledger.transaction() as connection:
+        connection.execute(text("UPDATE jobs SET state = 'queued', lease = NULL"))
+        connection.execute(
+            text(
+                "INSERT INTO workers (lease, name, queues, expires_at)"
+                " VALUES (:lease, 'w2', '{celery}', clock_timestamp() + interval '600 s')"
+            ),
+            {"lease": lease},
+        )
+        (second,) = claim_module._claims(connection, lease, ["a"])
+
+        # When another keeper, which does not see that yet, rescues the orphan
+        keeper = threading.Thread(target=lambda: found.append(rescue(door, None, 3)))
+        keeper.start()
+        given.until(lambda: given.waits_for_a_lock(ledger))
+
+    # Then the new attempt goes on, and no loss is noted
+    given.join([keeper])
+    assert [done.queued for done in found] == [()]
+    assert held(ledger, lease) == {("a", 2)}
+    assert given.attempts_of(ledger, "a") == []
+    assert finish(ledger, [given.success(second.fence)]).granted == {"a"}

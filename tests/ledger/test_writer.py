@@ -11,7 +11,8 @@ from worker.jobs.job import Fence, Finish, Ring
 from worker.jobs.states import State
 from worker.ledger import finish as finish_module
 from worker.ledger import writer as writer_module
-from worker.ledger.change import cancel
+from worker.ledger.change import cancel, replay
+from worker.ledger.claim import claim
 from worker.ledger.database import Ledger
 from worker.ledger.read import counts
 from worker.ledger.writer import BATCH, Writer
@@ -303,3 +304,79 @@ def test_a_fence_that_was_never_granted_is_stale(writer: Writer, told: Written) 
 
     assert writer.flush(given.PATIENCE)
     assert told.stale == ["nobody"]
+
+
+def test_a_fault_stays_a_stall_when_the_lease_is_let_go_and_heals(
+    ledger: Ledger, told: Written, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a writer that stumbles over a bug, so that its worker lets the lease go
+    fence = given.running(ledger, "a")
+    real, broken, let_go = finish_module.finish, threading.Event(), threading.Event()
+    stumbles: list[None] = []
+
+    def finish(*args: object) -> object:
+        if not broken.is_set():
+            let_go.set()
+            stumbles.append(None)
+            raise ZeroDivisionError("a bug")
+        return real(*args)  # type: ignore[arg-type] # handed through
+
+    monkeypatch.setattr(writer_module, "finish", finish)
+    monkeypatch.setattr(writer_module, "LAST_PAUSE", 0.05)
+    writer = Writer(ledger, told, lambda: not let_go.is_set())
+    writer.start()
+    writer.put(given.success(fence))
+    given.until(lambda: stumbles)
+    since = writer._progress
+
+    # When it has tried for a while, then nothing of that was progress
+    given.until(lambda: len(stumbles) > 3)
+    assert writer._progress == since
+    assert writer.is_stalled(0.01)
+
+    # And when the bug is gone, its end is written though the lease is not held yet
+    broken.set()
+    writer.retry_now()
+    assert writer.flush(given.PATIENCE)
+    assert told.written == ["a"] and not writer.is_stalled(0.0)
+    writer.stop()
+
+
+def test_two_attempts_of_one_job_in_one_batch_are_both_settled(
+    ledger: Ledger, told: Written
+) -> None:
+    # Given a job whose first attempt is stale, and a second one of the same worker
+    first = given.running(ledger, "a")
+    cancel(ledger, "a", "not wanted")
+    replay(ledger, "a")
+    (second,) = claim(ledger, first.lease, ["a"])
+    other = given.running(ledger, "b")
+    writer = Writer(ledger, told)
+    for fence in (first, second.fence, other):
+        writer.put(given.success(fence, outbox=(given.job(f"after-{fence.id}{fence.attempt}"),)))
+
+    # When both ends stand in one batch
+    writer.start()
+    assert writer.flush(given.PATIENCE)
+
+    # Then the second one is written, the first one is told to be stale and starts nothing
+    assert (sorted(told.written), told.stale) == (["a", "b"], ["a"])
+    assert sorted(told.rings) == ["after-a2", "after-b1"]
+    assert given.state_of(ledger, "a") is State.SUCCEEDED
+    writer.stop()
+
+
+def test_a_release_and_the_next_attempts_end_in_one_batch_keep_their_order(
+    ledger: Ledger, told: Written
+) -> None:
+    fence = given.running(ledger, "a")
+    writer = Writer(ledger, told)
+    writer.put(given.retry(fence))
+    writer.put(given.success(Fence("a", 2, fence.lease)))
+
+    writer.start()
+
+    assert writer.flush(given.PATIENCE)
+    assert (told.written, told.stale) == (["a"], ["a"])
+    assert given.state_of(ledger, "a") is State.SCHEDULED
+    writer.stop()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from worker.broker import scripts
-from worker.errors import BrokerUnavailable, InvalidSettings
+from worker.errors import BrokerRefused, BrokerUnavailable, InvalidSettings
 from worker.jobs.job import Ring
 from worker.jobs.queues import SEPARATOR
 
@@ -24,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 UNACKED: Final = "ledger:unacked"
 UNACKED_INDEX: Final = "ledger:unacked:index"
+UNACKED_RUNS: Final = "ledger:unacked:runs"
 QUARANTINE: Final = "ledger:quarantine"
 #: What every doorbell of ours begins with; nothing else in a list does.
 MARK: Final = '{"ledger": '
@@ -32,6 +34,10 @@ BATCH: Final = 1000
 #: How far into a list `front` looks for a doorbell of ours.
 FRONT_DEPTH: Final = 100
 QUARANTINE_LENGTH: Final = 1000
+#: What Redis answers to any command while it is full, starting, failing over or unable to save.
+_UNABLE = re.compile(
+    r"\b(BUSY|CLUSTERDOWN|LOADING|MASTERDOWN|MISCONF|NOREPLICAS|OOM|READONLY|TRYAGAIN)\b"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,15 +112,24 @@ class Doorbells:
         """Push a doorbell for each job; one round trip for each list and thousand.
 
         Raises:
+            BrokerRefused: Redis refuses some list; the others have their doorbells.
             Unavailable: Redis is away or full; the keeper rings later.
         """
         by_list = groupby(sorted(rings, key=lambda ring: ring.list), key=lambda ring: ring.list)
+        refused: BrokerRefused | None = None
+        for name, group in by_list:
+            try:
+                self._push(name, [entry_of(ring) for ring in group])
+            except BrokerRefused as exc:
+                refused = exc
+        if refused is not None:
+            raise refused
+
+    def _push(self, name: str, entries: Sequence[str]) -> None:
+        keys = [name, bell_of(queue_of(name))]
         with translated():
-            for name, group in by_list:
-                entries = [entry_of(ring) for ring in group]
-                for start in range(0, len(entries), BATCH):
-                    keys = [name, bell_of(queue_of(name))]
-                    self._ring(keys=keys, args=entries[start : start + BATCH])
+            for start in range(0, len(entries), BATCH):
+                self._ring(keys=keys, args=entries[start : start + BATCH])
 
     def pop(self, lists: Sequence[str], most: int) -> list[Popped]:
         """Take up to `most` entries, from the first list first, without waiting.
@@ -123,7 +138,8 @@ class Doorbells:
             Unavailable: Redis is away; what was popped and not received is found by the keeper.
         """
         with translated():
-            flat = self._pop(keys=[*lists, UNACKED, UNACKED_INDEX], args=[most, uuid.uuid4().hex])
+            keys = [*lists, UNACKED, UNACKED_INDEX, UNACKED_RUNS]
+            flat = self._pop(keys=keys, args=[most, uuid.uuid4().hex])
         parts = iter(flat)
         return [
             Popped(name.decode(), entry, tag.decode())
@@ -266,4 +282,9 @@ def translated() -> Iterator[None]:
     except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, OSError) as exc:
         raise BrokerUnavailable(f"Redis is not available: {type(exc).__name__}.") from exc
     except redis.exceptions.ResponseError as exc:
-        raise BrokerUnavailable(f"Redis refuses: {str(exc).splitlines()[0]}") from exc
+        reason = next(iter(str(exc).splitlines()), type(exc).__name__)
+        # redis-py takes the code off the errors that it has a class for.
+        unable = (redis.exceptions.OutOfMemoryError, redis.exceptions.ReadOnlyError)
+        if isinstance(exc, unable) or _UNABLE.search(reason):
+            raise BrokerUnavailable(f"Redis refuses: {reason}") from exc
+        raise BrokerRefused(f"Redis refuses: {reason}") from exc

@@ -45,10 +45,11 @@ def job_of(queue: str, message: Mapping[str, Any]) -> NewJob | None:
         "content-encoding": message.get("content-encoding"),
     }
     task = headers["task"]
-    if not isinstance(task, str) or not task or "\0" in task:
+    if not isinstance(task, str) or not task or "\0" in task or not _is_unicode(task):
         raise InvalidRequest(
             f"The task name must be a non-empty text without NUL, not {shown(task)}."
         )
+    _check_headers(headers)
     return NewJob(
         id=checked_id(headers["id"]),
         task=task,
@@ -72,7 +73,7 @@ def foreign_job(list_name: str, entry: bytes) -> NewJob:
     """
     try:
         message = loads(entry)
-    except (ValueError, RecursionError) as exc:
+    except Exception as exc:  # kombu builds what `__type__` names, and that may raise anything
         raise InvalidRequest(f"The entry is no JSON: {type(exc).__name__}.") from None
     if not isinstance(message, Mapping):
         raise InvalidRequest("The entry is no message.")
@@ -103,7 +104,7 @@ def _protocol_1(body: bytes, content_type: object) -> tuple[dict[str, Any], byte
         return None
     try:
         old = loads(body)
-    except (ValueError, RecursionError):
+    except Exception:  # as in `foreign_job`
         return None
     if not isinstance(old, dict) or "task" not in old or "id" not in old:
         return None
@@ -122,6 +123,39 @@ def _protocol_1(body: bytes, content_type: object) -> tuple[dict[str, Any], byte
     return headers, dumps([args, kwargs, embed]).encode()
 
 
+def _check_headers(headers: Mapping[str, Any]) -> None:
+    """Refuse what Celery's `Request` and tracer would trip over in the worker, after the claim."""
+    limits, stamps = headers.get("timelimit"), headers.get("stamped_headers")
+    if limits is not None and not (
+        isinstance(limits, (list, tuple)) and len(limits) == 2 and all(map(_is_limit, limits))
+    ):
+        raise InvalidRequest(
+            f"timelimit must be two numbers of seconds from 0, or nulls, not {shown(limits)}."
+        )
+    if stamps is not None and not (
+        isinstance(stamps, (list, tuple, set, frozenset))
+        and all(isinstance(name, str) for name in stamps)
+    ):
+        raise InvalidRequest(f"stamped_headers must be a list of texts, not {shown(stamps)}.")
+    if not isinstance(headers.get("stamps") or {}, Mapping):
+        raise InvalidRequest(f"stamps must be an object, not {shown(headers['stamps'])}.")
+    retries, ignored = headers.get("retries", 0), headers.get("ignore_result")
+    if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
+        raise InvalidRequest(f"retries must be a whole number from 0, not {shown(retries)}.")
+    if ignored is not None and not isinstance(ignored, int):  # 0 and 1 are in use too
+        raise InvalidRequest(f"ignore_result must be true, false or null, not {shown(ignored)}.")
+
+
+def _is_limit(value: object) -> bool:
+    if value is None:
+        return True
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 10**9
+
+
+def _is_unicode(text: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
 def _seconds_until(what: str, moment: object) -> float | None:
     if moment is None or moment == "":
         return None
@@ -137,9 +171,11 @@ def _seconds_until(what: str, moment: object) -> float | None:
 def _priority(value: object) -> int:
     try:
         return max(0, min(9, int(value)))  # type: ignore[call-overload, no-any-return] # the except
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return 0
 
 
 def _text(value: object) -> str | None:
-    return None if value is None else str(value).replace("\0", "")[:255]
+    if value is None:
+        return None
+    return str(value).replace("\0", "").encode(errors="replace").decode()[:255]

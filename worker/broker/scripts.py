@@ -15,23 +15,31 @@ for _ = 1, room do redis.call('LPUSH', KEYS[2], '1') end
 return #ARGV
 """
 
-#: KEYS: lists, first to be served first, then the unacked hash and its index.
+#: KEYS: lists, first to be served first, then the unacked hash, its index and a counter.
 #: ARGV: how many, a unique word. Returns list, entry, tag, flat. An entry that is no doorbell of
-#: ours is noted as unacked in the same step, or it would be lost with the reply.
+#: ours is noted as unacked in the same step, or it would be lost with the reply. The counter tells
+#: two runs with one word apart: a client that lost the reply sends the same call again. A key that
+#: is no list is passed over: an error here would lose what was popped from the lists before it.
 POP: Final = """
 local most = tonumber(ARGV[1])
-local lists = #KEYS - 2
+local lists = #KEYS - 3
+local run
 local out = {}
 local now = redis.call('TIME')
 local score = now[1] + now[2] / 1000000
 for i = 1, lists do
     if most <= 0 then break end
-    local entries = redis.call('RPOP', KEYS[i], most)
+    local entries = redis.pcall('RPOP', KEYS[i], most)
+    if entries and entries.err then
+        if not string.find(entries.err, 'WRONGTYPE', 1, true) then return entries end
+        entries = nil
+    end
     if entries then
         for _, entry in ipairs(entries) do
             local tag = ''
             if string.sub(entry, 1, 11) ~= '{"ledger": ' then
-                tag = ARGV[2] .. ':' .. #out
+                run = run or redis.call('INCR', KEYS[lists + 3])
+                tag = ARGV[2] .. ':' .. run .. ':' .. #out
                 redis.call('HSET', KEYS[lists + 1], tag, KEYS[i] .. '\\n' .. entry)
                 redis.call('ZADD', KEYS[lists + 2], score, tag)
             end

@@ -102,17 +102,18 @@ class Fence:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A job granted to this worker's lease."""
+    """A job granted to this worker's lease; `lost` of its attempts were lost alone until now."""
 
     fence: Fence
     task: str
     queue: str
     message: Message
+    lost: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """A job that ends without ever having been enqueued: a later step of a chain that failed."""
+    """A job that ends unrun: a later step of a chain that failed, never enqueued or awaited."""
 
     id: str
     task: str
@@ -133,8 +134,8 @@ class Finish:
     Attributes:
         fence: who may write it.
         state: the job's next state.
-        outcome: the word kept in the attempt's row: succeeded, failed, retried, released, lost,
-            cancelled.
+        outcome: the word kept in the attempt's row: succeeded, failed, retried, replaced, released,
+            lost, cancelled; succeeded and postponed leave no row.
         result: the encoded return value, or the encoded exception.
         result_type: the content type of `result`.
         error: one line.
@@ -144,7 +145,8 @@ class Finish:
         replacement: the job as it shall run next, when a retry changed it.
         outbox: jobs that come to be only if this finish is granted: links, the next of a chain.
         ended: jobs that end with it: the later steps of a chain that failed.
-        lost_limit: when the outcome is lost: the count at which the job is failed as poison.
+        lost_limit: when the outcome is lost: the count at which the job is failed as poison; with
+            the state failed already, that end is written as it is, and the loss is counted.
     """
 
     fence: Fence

@@ -32,6 +32,7 @@ FINAL: Final = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED})
 MOVES: Final[dict[State, dict[State, str]]] = {
     State.SCHEDULED: {
         State.QUEUED: "dispatch",
+        State.FAILED: "fail unreplaced",
         State.CANCELLED: "cancel",
     },
     State.QUEUED: {

@@ -7,10 +7,17 @@ import math
 import time
 
 from worker.errors import LedgerUnavailable
+from worker.jobs.job import Ended
+from worker.jobs.message import later_steps
+from worker.jobs.states import State
 from worker.keeper.keeper import Post
+from worker.ledger.enqueue import insert_ended
+from worker.ledger.read import read_many
 from worker.ledger.rescue import rescue, uptime
 
 logger = logging.getLogger(__name__)
+
+BROKEN_CHAIN = "an earlier step of the chain is poison"
 
 
 class Rescuer:
@@ -26,6 +33,7 @@ class Rescuer:
         self._watching_since: float | None = None
         self._last = 0.0
         self._last_expiry = -math.inf
+        self._condemned: set[str] = set()
 
     def run(self, post: Post) -> bool:
         """See `Duty`."""
@@ -35,7 +43,7 @@ class Rescuer:
         except LedgerUnavailable:
             self._watching_since = None
             raise
-        now = time.monotonic()
+        now = boot_time()
         if self._watching_since is None or now - self._last > lease / 3:
             self._watching_since = now
         self._last = now
@@ -46,9 +54,32 @@ class Rescuer:
         done = rescue(post.ledger, post.leadership, post.settings.lost_limit, accuse=accuse)
         if done.leases:
             self._last_expiry = now
+        self._condemned.update(done.poisoned)
         if done.leases or done.queued or done.poisoned:
             logger.warning(
                 "Rescued %d jobs of %d expired leases; %d are poison.",
                 len(done.queued), done.leases, len(done.poisoned),
             )  # fmt: skip
+        self._end_chains(post)
         return done.full
+
+    def _end_chains(self, post: Post) -> None:
+        """End the later steps of condemned jobs: nothing will enqueue them, and `get` would hang.
+
+        After the rescue's commit: what an outage in between left over is ended in a later round.
+        """
+        if not self._condemned:
+            return
+        ended = [
+            Ended(step, task, State.FAILED, error=BROKEN_CHAIN, root_id=job.root_id)
+            for job in read_many(post.ledger, sorted(self._condemned))
+            for step, task in later_steps(job.message)
+        ]
+        if ended:
+            post.ledger.run(lambda connection: insert_ended(connection, ended))
+        self._condemned.clear()
+
+
+def boot_time() -> float:
+    """Seconds since the machine started, its sleep included: Postgres's clock goes on then too."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))

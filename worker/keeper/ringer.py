@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 
-from worker.errors import BrokerUnavailable
+from worker.errors import BrokerRefused, BrokerUnavailable
 from worker.keeper.keeper import Post
 from worker.ledger.dispatch import BATCH, take_lost, take_unsure, waiting_lists
 
@@ -21,14 +21,21 @@ class Ringer:
 
     every = 0.5
 
+    def __init__(self) -> None:
+        self._refused: set[str] = set()
+
     def run(self, post: Post) -> bool:
         """See `Duty`. While Redis does not answer nothing is known, and nothing is rung."""
         more = False
         for name in waiting_lists(post.ledger):
             try:
                 front = post.doorbells.front(name)
+            except BrokerRefused as exc:
+                self._skip(name, exc)
+                continue
             except BrokerUnavailable:
                 return False
+            self._refused.discard(name)
             if front.seq is None and not front.empty:
                 rings = take_unsure(post.ledger, post.leadership, name)
             else:
@@ -39,3 +46,8 @@ class Ringer:
                 post.ring(rings)
             more = more or len(rings) == BATCH
         return more
+
+    def _skip(self, name: str, reason: BrokerRefused) -> None:
+        if name not in self._refused:
+            logger.warning("List %r cannot be rung, the others are: %s", name, reason)
+            self._refused.add(name)

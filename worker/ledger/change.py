@@ -42,6 +42,9 @@ _FORGET = text("""
     WHERE id = :id AND state IN ('succeeded', 'failed', 'cancelled')
 """)
 
+# Postgres gives no number twice: a job that waits or runs under ours was queued by us.
+_REPLAYED = text("SELECT id, list, dispatch_seq FROM jobs WHERE id = :id AND dispatch_seq = :seq")
+
 _STATE = text("SELECT state FROM jobs WHERE id = :id")
 
 
@@ -76,20 +79,27 @@ def cancel(ledger: Ledger, job_id: str, reason: str, *, running: bool = True) ->
 def replay(ledger: Ledger, job_id: str) -> Ring:
     """Queue a failed or cancelled job again, with its history kept; its doorbell is yet to ring.
 
+    A commit whose reply was lost is found by its dispatch number, and is no conflict.
+
     Raises:
         NotFound: no job has this id.
         Conflict: it is not failed or cancelled.
         Unavailable: Postgres is away.
     """
 
+    tried: list[int] = []
+
     def work(connection: Connection) -> Ring:
         row = connection.execute(_REPLAY, {"id": job_id}).first()
+        if row is None and tried:
+            row = connection.execute(_REPLAYED, {"id": job_id, "seq": tried[-1]}).first()
         if row is None:
             state = _state(connection, job_id)
             raise Conflict(
                 f"Job {job_id} is {state}; only a failed or cancelled job that was once"
                 " enqueued can be replayed."
             )
+        tried.append(row.dispatch_seq)
         return Ring(*row)
 
     return ledger.run(work)

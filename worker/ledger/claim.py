@@ -26,7 +26,8 @@ _GRANT = """
         started_at = clock_timestamp(), progress = NULL, progress_state = NULL
     FROM wanted, mine
     WHERE jobs.id = wanted.id AND jobs.state = 'queued'
-    RETURNING jobs.id, jobs.attempt, jobs.lease, jobs.task, jobs.queue, jobs.envelope, jobs.body
+    RETURNING jobs.id, jobs.attempt, jobs.lease, jobs.task, jobs.queue, jobs.envelope, jobs.body,
+              jobs.lost
 """
 
 _CLAIM = text(f"""
@@ -53,7 +54,7 @@ _CLAIM_SUSPECT = text(f"""
 """)  # noqa: S608 -- constants of this module
 
 _HELD = text("""
-    SELECT id, attempt, lease, task, queue, envelope, body FROM jobs
+    SELECT id, attempt, lease, task, queue, envelope, body, lost FROM jobs
     WHERE state = 'running' AND lease = :lease AND id = ANY(CAST(:ids AS text[]))
 """)
 
@@ -62,7 +63,9 @@ _SUSPECTS_WAIT = text("""
             WHERE state = 'queued' AND suspect AND queue = ANY(CAST(:queues AS text[])))
          > (SELECT count(*) FROM workers
             WHERE isolated AND expires_at > clock_timestamp()
-              AND queues && CAST(:queues AS text[])) AS wait
+              AND queues && CAST(:queues AS text[])
+              AND NOT EXISTS (SELECT FROM jobs
+                              WHERE state = 'running' AND jobs.lease = workers.lease)) AS wait
 """)
 
 
@@ -76,20 +79,14 @@ def claim(ledger: Ledger, lease: str, ids: Sequence[str]) -> list[Claim]:
         Unavailable: Postgres is away; call again with the same ids before giving them up.
     """
 
-    def work(connection: Connection) -> list[Claim]:
-        granted = _claims(connection, lease, ids)
-        if len(granted) < len(ids):
-            missing = sorted(set(ids) - {claim.fence.id for claim in granted})
-            granted += _rows(connection.execute(_HELD, {"lease": lease, "ids": missing}))
-        return granted
-
-    return ledger.run(work) if ids else []
+    return ledger.run(lambda connection: _all_claims(connection, lease, ids)) if ids else []
 
 
 def adopt(ledger: Ledger, lease: str, jobs: Sequence[NewJob]) -> list[Claim]:
     """Insert `jobs`, which producers put into Redis without the ledger, and claim those due.
 
-    A job that is known already is left as it is. One with a future time waits as a row.
+    A job that is known already is left as it is. One with a future time waits as a row. What this
+    lease already holds of `jobs` is returned too, as by `claim`.
 
     Raises:
         Unavailable: Postgres is away; the messages stay noted in Redis.
@@ -97,7 +94,7 @@ def adopt(ledger: Ledger, lease: str, jobs: Sequence[NewJob]) -> list[Claim]:
 
     def work(connection: Connection) -> list[Claim]:
         insert(connection, jobs)
-        return _claims(connection, lease, [job.id for job in jobs])
+        return _all_claims(connection, lease, [job.id for job in jobs])
 
     return ledger.run(work) if jobs else []
 
@@ -114,9 +111,17 @@ def claim_suspect(ledger: Ledger, lease: str, queues: Sequence[str]) -> Claim | 
 
 
 def suspects_wait(ledger: Ledger, queues: Sequence[str]) -> bool:
-    """Whether more suspects of `queues` wait than there are processes for them to run alone in."""
+    """Whether more suspects of `queues` wait than processes for them to run alone in are free."""
     (row,) = ledger.rows(_SUSPECTS_WAIT, {"queues": list(queues)})
     return bool(row.wait)
+
+
+def _all_claims(connection: Connection, lease: str, ids: Sequence[str]) -> list[Claim]:
+    """What is granted now, and what was granted before by a commit whose reply was lost."""
+    granted = _claims(connection, lease, ids)
+    if missing := sorted(set(ids) - {claim.fence.id for claim in granted}):
+        granted += _rows(connection.execute(_HELD, {"lease": lease, "ids": missing}))
+    return granted
 
 
 def _claims(connection: Connection, lease: str, ids: Sequence[str]) -> list[Claim]:
@@ -130,6 +135,7 @@ def _rows(rows: object) -> list[Claim]:
             row.task,
             row.queue,
             Message(row.envelope, bytes(row.body)),
+            row.lost,
         )
         for row in rows  # type: ignore[attr-defined] # a CursorResult
     ]

@@ -7,7 +7,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Engine, TextClause, create_engine, event, text
+from sqlalchemy import (
+    Connection,
+    Engine,
+    ExceptionContext,
+    TextClause,
+    create_engine,
+    event,
+    text,
+)
 from sqlalchemy.exc import DataError, DBAPIError, InterfaceError, OperationalError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
@@ -22,6 +30,8 @@ _AWAY_CLASSES = ("08", "57P", "53", "25P03")
 #: What is wrong with the data: out of range, against a constraint, or too large for an index.
 _REFUSED_CLASSES = ("22", "23", "54")
 _UNDEFINED_TABLE = "42P01"
+#: A write where none is taken: after a failover the connection leads to what is a standby now.
+_READ_ONLY = "25006"
 _TRIES = 5
 #: Seconds after which Postgres ends a transaction of ours that does nothing; none should.
 IDLE_TRANSACTION_SECONDS = 5
@@ -61,6 +71,7 @@ class Ledger:
             pool_size=connections,
             max_overflow=0,
             pool_timeout=connect_timeout,
+            hide_parameters=True,  # bodies and results must not get into a log
             pool_pre_ping=False,  # one more round trip; a dead connection is met by a retry
             connect_args={
                 "application_name": name[:63],
@@ -74,6 +85,7 @@ class Ledger:
         )
 
         event.listen(self._engine, "connect", _bound_idle_transactions)
+        event.listen(self._engine, "handle_error", _leave_a_standby)
 
     @property
     def engine(self) -> Engine:
@@ -145,6 +157,12 @@ def _bound_idle_transactions(connection: Any, _: Any) -> None:
     connection.commit()
 
 
+def _leave_a_standby(context: ExceptionContext) -> None:
+    """Drop the connections to what became a standby: new ones may lead to the primary."""
+    if getattr(context.original_exception, "pgcode", None) == _READ_ONLY:
+        context.is_disconnect = True
+
+
 class ConnectionLost(LedgerUnavailable):
     """An established connection broke; a new one may work at once."""
 
@@ -163,7 +181,9 @@ def translated() -> Iterator[None]:
             "No connection to Postgres became free in time; try again, or allow more connections."
         ) from None
     except DBAPIError as exc:
-        raise _meaning(exc) from exc
+        meaning = _meaning(exc)
+        # Postgres quotes the refused row in its detail: the cause must not get into a log.
+        raise meaning from None if isinstance(meaning, Refused) else exc
     except UnicodeEncodeError as exc:
         raise Refused("Postgres refuses a lone surrogate in text.") from exc
     except ValueError as exc:
@@ -176,6 +196,8 @@ def _meaning(error: DBAPIError) -> Exception:
     state = getattr(error.orig, "pgcode", None) or ""
     if state in (_DEADLOCK, _SERIALIZATION):
         return _Again("Postgres rolled the transaction back because of a concurrent one.")
+    if state == _READ_ONLY:
+        return ConnectionLost("This Postgres takes no writes: it is a standby, or set read-only.")
     if error.connection_invalidated or (not state and isinstance(error, InterfaceError)):
         return ConnectionLost("The connection to Postgres was lost; try again.")
     if state.startswith(_AWAY_CLASSES) or (not state and isinstance(error, OperationalError)):

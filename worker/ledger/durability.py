@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from sqlalchemy import text
 
 from worker.ledger.database import Ledger
 
 #: What each setting must not be, and why.
 _UNSAFE = {
-    "fsync": ({"off"}, "a crash of the machine loses or corrupts committed jobs"),
-    "full_page_writes": ({"off"}, "a crash of the machine can corrupt committed jobs"),
-    "synchronous_commit": ({"off", "local_off"}, "an acknowledged commit can be lost"),
+    "fsync": ("off", "a crash of the machine loses or corrupts committed jobs"),
+    "full_page_writes": ("off", "a crash of the machine can corrupt committed jobs"),
+    "synchronous_commit": ("off", "an acknowledged commit can be lost"),
 }
+_STANDBYS = "synchronous_standby_names"
 _SHOW = text("SELECT name, setting FROM pg_settings WHERE name = ANY(CAST(:names AS text[]))")
 _VERSION = text("SELECT current_setting('server_version_num')::int / 10000 AS version")
 
@@ -22,16 +25,27 @@ def durability_faults(ledger: Ledger) -> list[str]:
     Raises:
         Unavailable: Postgres is away.
     """
-    rows = ledger.rows(_SHOW, {"names": list(_UNSAFE)})
-    found = {row.name: row.setting for row in rows}
+    rows = ledger.rows(_SHOW, {"names": [*_UNSAFE, _STANDBYS]})
+    faults = faults_of({row.name: row.setting for row in rows})
     version = server_version(ledger)
-    faults = [
-        f"Postgres has {name} = {found[name]}: {why}; set it to on."
-        for name, (unsafe, why) in _UNSAFE.items()
-        if found.get(name) in unsafe
-    ]
     if not 15 <= version <= 18:
         faults.append(f"Postgres {version} is not tested; use 15 to 18.")
+    return faults
+
+
+def faults_of(settings: Mapping[str, str]) -> list[str]:
+    """One sentence for each of Postgres's `settings`, by name, that lets a commit be lost."""
+    faults = [
+        f"Postgres has {name} = {unsafe}: {why}; set it to on."
+        for name, (unsafe, why) in _UNSAFE.items()
+        if settings.get(name) == unsafe
+    ]
+    # On a single server, local is all that on can do; with standbys it is less than they promise.
+    if settings.get("synchronous_commit") == "local" and settings.get(_STANDBYS):
+        faults.append(
+            "Postgres has synchronous_commit = local: a commit is acknowledged before a"
+            " synchronous standby has it, and a failover can lose it; set it to on."
+        )
     return faults
 
 

@@ -57,27 +57,41 @@ _FIELDS = (
     "body",
 )
 
-_KNOWN = text("""
-    SELECT id, key, fingerprint, state = 'scheduled' AND run_at = 'infinity' AS awaits FROM jobs
-    WHERE id = ANY(CAST(:ids AS text[])) OR key = ANY(CAST(:keys AS text[]))
-""")
+# A job replaced by a canvas waits for ever, until the canvas's last step brings its message. A
+# later step of a failed chain has ended without ever having been enqueued: when the failed one is
+# replayed and succeeds, its message comes after all.
+_AWAITS = """
+    (state = 'scheduled' AND run_at = 'infinity'
+     OR state IN ('failed', 'cancelled') AND list = '' AND attempt = 0)
+"""
 
-#: A job replaced by a canvas waits here until the canvas's last step brings its message.
-_FILL_REPLACED = text("""
+_KNOWN = text(f"""
+    SELECT id, key, fingerprint, COALESCE({_AWAITS}, false) AS awaits FROM jobs
+    WHERE id = ANY(CAST(:ids AS text[])) OR key = ANY(CAST(:keys AS text[]))
+""")  # noqa: S608 -- constants of this module
+
+_FILL_AWAITED = text(f"""
     UPDATE jobs
     SET state = 'queued', task = :task, queue = :queue, list = :list, priority = :priority,
         run_at = NULL, dispatch_seq = nextval('dispatch_seq'), dispatched_at = clock_timestamp(),
-        rings = 1, envelope = :envelope, body = :body, fingerprint = :fingerprint
-    WHERE id = :id AND state = 'scheduled' AND run_at = 'infinity'
+        expires_at = COALESCE(clock_timestamp() + :expires * interval '1 second', expires_at),
+        rings = 1, envelope = :envelope, body = :body, fingerprint = :fingerprint,
+        result = NULL, result_type = NULL, error = NULL, traceback = NULL, finished_at = NULL
+    WHERE id = :id AND {_AWAITS}
     RETURNING id, list, dispatch_seq
-""")
+""")  # noqa: S608 -- constants of this module
 
 _INSERT_ENDED = text("""
     INSERT INTO jobs (id, task, queue, list, priority, state, fingerprint, parent_id, root_id,
                       group_id, envelope, body, result, result_type, error, traceback, finished_at)
     VALUES (:id, :task, '', '', 0, :state, '', :parent_id, :root_id, :group_id, '{}', '',
             :result, :result_type, :error, :traceback, clock_timestamp())
-    ON CONFLICT DO NOTHING
+    ON CONFLICT (id) DO UPDATE
+    SET state = excluded.state, result = excluded.result, result_type = excluded.result_type,
+        error = excluded.error, traceback = excluded.traceback,
+        finished_at = excluded.finished_at, run_at = NULL
+    WHERE jobs.state = 'scheduled' AND jobs.run_at = 'infinity'
+      AND excluded.state IN ('failed', 'cancelled')
 """)
 
 
@@ -134,7 +148,10 @@ def size_of(job: NewJob) -> int:
 
 
 def insert_ended(connection: Connection, ended: Sequence[Ended]) -> None:
-    """Insert jobs that are final from the start, in the caller's transaction."""
+    """Insert jobs that are final from the start, in the caller's transaction.
+
+    One that awaits the message of what replaced it ends too: that message will never come.
+    """
     for job in sorted(ended, key=lambda job: job.id.encode()):
         connection.execute(_INSERT_ENDED, {name: getattr(job, name) for name in Ended.__slots__})
 
@@ -183,7 +200,7 @@ def _answer(
     by_key = known.get(("key", job.key)) if job.key is not None else None
     row = by_key or known.get(("id", job.id))
     awaited = row is not None and row.awaits and row.id == job.id
-    if awaited and (filled := _fill_replaced(connection, job)) is not None:
+    if awaited and (filled := _fill_awaited(connection, job)) is not None:
         return Enqueued(job.id, True, filled)
     if row is not None and _is_same(row, job):
         return Enqueued(row.id, False, None)
@@ -197,14 +214,15 @@ def _answer(
     )
 
 
-def _fill_replaced(connection: Connection, job: NewJob) -> Ring | None:
-    parameters = {name: getattr(job, name) for name in ("id", "task", "queue", "list", "priority")}
+def _fill_awaited(connection: Connection, job: NewJob) -> Ring | None:
+    names = ("id", "task", "queue", "list", "priority", "expires")
+    parameters = {name: getattr(job, name) for name in names}
     parameters |= {
         "envelope": job.message.envelope,
         "body": job.message.body,
         "fingerprint": job.fingerprint,
     }
-    filled = connection.execute(_FILL_REPLACED, parameters).first()
+    filled = connection.execute(_FILL_AWAITED, parameters).first()
     return Ring(*filled) if filled is not None else None
 
 

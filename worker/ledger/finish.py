@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,8 @@ from worker.jobs.job import Finish, Ring
 from worker.jobs.states import State
 from worker.ledger.database import Ledger, columns
 from worker.ledger.enqueue import insert, insert_ended
+
+logger = logging.getLogger(__name__)
 
 _INPUT = """
     input AS MATERIALIZED (
@@ -63,14 +66,14 @@ _FINISH = text(f"""
         UPDATE jobs
         SET state = locked.state,
             result = i.result, result_type = i.result_type, children = i.children,
-            error = CASE WHEN i.outcome = 'lost' AND locked.state = 'failed'
+            error = CASE WHEN i.outcome = 'lost' AND i.state <> locked.state
                          THEN format('poison: %s attempts were lost with their process',
                                      jobs.lost + 1)
                          ELSE i.error END,
             traceback = i.traceback,
             lost = CASE WHEN i.outcome = 'lost' THEN jobs.lost + 1
-                        WHEN i.outcome = 'released' THEN jobs.lost ELSE 0 END,
-            suspect = jobs.suspect AND i.outcome IN ('lost', 'released'),
+                        WHEN i.outcome IN ('released', 'postponed') THEN jobs.lost ELSE 0 END,
+            suspect = jobs.suspect AND i.outcome IN ('lost', 'released', 'postponed'),
             finished_at = CASE WHEN locked.state IN ('succeeded', 'failed', 'cancelled')
                                THEN clock_timestamp() END,
             run_at = CASE WHEN locked.state <> 'scheduled' THEN jobs.run_at
@@ -91,7 +94,7 @@ _FINISH = text(f"""
     ), noted AS (
         INSERT INTO attempts (job_id, number, outcome, lease, worker, started_at, error, traceback)
         SELECT id, attempt, outcome, lease, worker, started_at, error, traceback FROM moved
-        WHERE outcome <> 'succeeded'
+        WHERE outcome NOT IN ('succeeded', 'postponed')
         ON CONFLICT DO NOTHING
     )
     SELECT id, list, dispatch_seq, suspect FROM moved
@@ -101,7 +104,8 @@ _FINISH = text(f"""
 _ALREADY = text(f"""
     WITH {_INPUT}
     SELECT jobs.id FROM jobs JOIN input i ON i.id = jobs.id
-    WHERE jobs.attempt = i.attempt AND jobs.lease = i.lease AND jobs.state = i.state
+    WHERE jobs.attempt = i.attempt AND jobs.lease = i.lease
+      AND (jobs.state = i.state OR i.outcome = 'lost' AND jobs.state = 'failed')
 """)  # noqa: S608 -- constants of this module
 
 _PROGRESS = text("""
@@ -167,12 +171,19 @@ def _finish(connection: Connection, finishes: Sequence[Finish]) -> Finished:
 
 
 def _publish(connection: Connection, finishes: Sequence[Finish]) -> list[Ring]:
-    outbox = [job for finish in finishes for job in finish.outbox]
+    outbox = [(finish.fence.id, job) for finish in finishes for job in finish.outbox]
     ended = [job for finish in finishes for job in finish.ended]
-    answers = insert(connection, outbox) if outbox else []
+    answers = insert(connection, [job for _, job in outbox]) if outbox else []
     if ended:
         insert_ended(connection, ended)
-    return [a.ring for a in answers if not isinstance(a, Conflict) and a.ring is not None]
+    rings = []
+    for (parent, job), answer in zip(outbox, answers, strict=True):
+        if isinstance(answer, Conflict):
+            # The end itself happened and stands; what should follow it cannot.
+            logger.error("Job %s, to follow job %s, is not enqueued: %s", job.id, parent, answer)
+        elif answer.ring is not None:
+            rings.append(answer.ring)
+    return rings
 
 
 def _parameters(finishes: Sequence[Finish]) -> dict[str, Any]:

@@ -22,7 +22,9 @@ _EXPIRE = text("""
 
 # A second statement with a snapshot of its own: it finds what was claimed until the lease row was
 # gone, and sweeps what runs under no lease row at all (PROTOCOL 6). A loss counts only where the
-# job was alone in its process, and only one process was lost: a dying node accuses nobody.
+# job was alone in its process, and only one process was lost: a dying node accuses nobody. The
+# guard stands twice: a row that was waited for may be the next attempt's, under a lease too new for
+# this statement to see.
 _TAKE = text("""
     WITH orphans AS MATERIALIZED (
         SELECT id FROM jobs
@@ -49,13 +51,15 @@ _TAKE = text("""
             finished_at = CASE WHEN judged.lost >= :limit THEN clock_timestamp() END,
             lease = NULL,
             dispatch_seq = nextval('dispatch_seq'), dispatched_at = clock_timestamp(), rings = 1
-        FROM judged WHERE jobs.id = judged.id AND jobs.state = 'running'
+        FROM judged
+        WHERE jobs.id = judged.id AND jobs.state = 'running'
+          AND jobs.lease = judged.lease AND jobs.attempt = judged.attempt
         RETURNING jobs.id, jobs.state
     ), noted AS (
         INSERT INTO attempts (job_id, number, outcome, lease, worker, started_at, error)
         SELECT judged.id, judged.attempt, 'lost', judged.lease, judged.worker, judged.started_at,
                format('the worker stopped renewing its lease while it held %s job(s)', judged.held)
-        FROM judged
+        FROM judged JOIN moved USING (id)
         ON CONFLICT DO NOTHING
     )
     SELECT id, state FROM moved

@@ -103,17 +103,19 @@ class Writer:
                 self._writing = len(batch)
                 self._progress = time.monotonic()
             try:
-                self._write(batch)
+                for part in _parts(batch):
+                    self._write(part)
             finally:
                 with self._changed:
                     self._writing = 0
                     self._changed.notify_all()
 
     def _write(self, batch: list[Finish]) -> None:
-        pause = FIRST_PAUSE
+        pause, at_fault = FIRST_PAUSE, False
         while True:
             try:
-                if self._may_write():
+                # While the fault is our own, the lease is let go: waiting for it would be for ever.
+                if at_fault or self._may_write():
                     self._write_once(batch)
                     self.failing = False
                     return
@@ -121,10 +123,12 @@ class Writer:
             except Unavailable as exc:
                 if not self.failing:
                     logger.warning("%d results wait for Postgres: %s", len(batch), exc)
-                self.failing = True
+                self.failing, at_fault = True, False
                 self._progress = time.monotonic()
             except Exception:
                 # A fault of our own must not end the thread: the jobs would stay running for ever.
+                # Nor is it progress, until an end is written or Postgres is found to be away.
+                at_fault = True
                 logger.exception("%d results could not be written, trying again", len(batch))
                 self.failing = True
             self._retry_now.wait(pause)
@@ -132,15 +136,13 @@ class Writer:
             pause = min(pause * 2, LAST_PAUSE)
 
     def _write_once(self, batch: list[Finish]) -> None:
-        # Two ends of one attempt cannot stand in one statement: the first one counts.
-        unique = list({end.fence.id: end for end in reversed(batch)}.values())[::-1]
         try:
-            done = finish(self._ledger, unique)
+            done = finish(self._ledger, batch)
         except Refused as exc:
-            self._isolate(unique, exc)
+            self._isolate(batch, exc)
             return
-        written = [end for end in unique if end.fence.id in done.granted]
-        stale = [end for end in unique if end.fence.id not in done.granted]
+        written = [end for end in batch if end.fence.id in done.granted]
+        stale = [end for end in batch if end.fence.id not in done.granted]
         self._on_written(written, stale, done.rings)
 
     def _isolate(self, batch: list[Finish], refusal: Refused) -> None:
@@ -163,6 +165,22 @@ class Writer:
                 )
             ]
         )  # fmt: skip
+
+
+def _parts(batch: list[Finish]) -> list[list[Finish]]:
+    """`batch` in statements, which hold a job once each; attempts of one job keep their order.
+
+    Of two ends of one attempt the first one counts.
+    """
+    parts: list[dict[str, Finish]] = []
+    seen: dict[str, int] = {}
+    for end in reversed({end.fence: end for end in reversed(batch)}.values()):
+        number = seen.get(end.fence.id, -1) + 1
+        seen[end.fence.id] = number
+        if number == len(parts):
+            parts.append({})
+        parts[number][end.fence.id] = end
+    return [list(part.values()) for part in parts]
 
 
 def _size_of(end: Finish) -> int:

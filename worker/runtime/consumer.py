@@ -18,6 +18,7 @@ from kombu.utils.json import loads
 
 from worker.jobs.job import Claim
 from worker.runtime.process import Process
+from worker.runtime.rates import Rates
 from worker.runtime.request import ClaimedRequest, received
 from worker.runtime.trace import describe
 
@@ -25,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 #: Longest wait, in seconds, before a job whose task no worker here knows is tried again.
 UNKNOWN_TASK_CAP = 60.0
+#: Longest time, in seconds, that a job keeps its slot to wait for its task's rate limit.
+PATIENCE = 0.25
 
 
 class ClaimConsumer:
@@ -80,6 +83,7 @@ class LedgerConsumer(celery_consumer.Consumer):  # type: ignore[misc] # Celery's
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._rates = Rates()
         self._requests: dict[str, type[ClaimedRequest]] = {}
         self._accept = prepare_accept_content(self.app.conf.accept_content)
 
@@ -124,22 +128,22 @@ class LedgerConsumer(celery_consumer.Consumer):  # type: ignore[misc] # Celery's
             self._unknown(claim)
             return
         try:
+            wait = self._rates.wait(self.task_buckets[task.name], task.name)
+            if wait > PATIENCE:
+                self.process.postpone(claim.fence, "over the task's rate limit", wait)
+                return
             request = self._request(claim, task)
+            received(request, self)
+            task_reserved(request)
+            if wait:
+                self.timer.call_after(wait, self.on_task_request, (request,))
+            else:
+                self.on_task_request(request)
         except (InvalidTaskError, ContentDisallowed, DecodeError) as exc:
             self.app.backend.mark_as_failure(claim.fence.id, exc)
-            return
         except Exception as exc:  # whatever stands in the row, it must not stop the worker
             logger.exception("Job %s cannot be read", claim.fence.id)
             self.app.backend.mark_as_failure(claim.fence.id, InvalidTaskError(describe(exc)))
-            return
-        bucket = self.task_buckets[task.name]
-        if bucket is not None and not bucket.can_consume(1):
-            wait = max(0.01, bucket.expected_time(1))
-            self.process.give_back(claim.fence, "over the task's rate limit", wait)
-            return
-        received(request, self)
-        task_reserved(request)
-        self.on_task_request(request)
 
     def _unknown(self, claim: Claim) -> None:
         wait = min(UNKNOWN_TASK_CAP, 0.5 * 2 ** min(claim.fence.attempt, 10))
@@ -148,7 +152,7 @@ class LedgerConsumer(celery_consumer.Consumer):  # type: ignore[misc] # Celery's
             " has it, or let the workers that have it run.",
             claim.fence.id, wait, claim.task,
         )  # fmt: skip
-        self.process.give_back(claim.fence, f"unknown task {claim.task!r}", wait)
+        self.process.postpone(claim.fence, f"unknown task {claim.task!r}", wait)
 
     def _request(self, claim: Claim, task: Any) -> ClaimedRequest:
         message = self._message(claim)
@@ -168,6 +172,7 @@ class LedgerConsumer(celery_consumer.Consumer):  # type: ignore[misc] # Celery's
         request.fence = claim.fence
         request.claims, request.clock = self.process.claims, self.process.clock
         request.finish, request.lose = self.process.finish, self.process.lose
+        request.lost = claim.lost
         return request
 
     def _message(self, claim: Claim) -> Message:

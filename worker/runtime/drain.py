@@ -35,45 +35,60 @@ class Drain:
 
     def __init__(self, process: Process) -> None:
         self._process = process
-        self._thread: threading.Thread | None = None
+        # Signal handlers only set these: anything more could wait for a lock that the interrupted
+        # thread holds.
+        self._begun = threading.Event()
         self._at_once = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="drain", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread, which waits for `begin`."""
+        self._thread.start()
 
     @property
     def is_draining(self) -> bool:
         """Whether the end has begun."""
-        return self._thread is not None
+        return self._begun.is_set()
 
     def begin(self, *, at_once: bool) -> None:
-        """Begin to drain; a second call with `at_once` gives the running jobs no more time."""
+        """Begin to drain; with `at_once` the running jobs get no more time. Safe in a handler."""
         if at_once:
             self._at_once.set()
-            self._process.claims.wake()
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="drain", daemon=True)
-            self._thread.start()
+        self._begun.set()
 
     def join(self) -> None:
         """Wait for the end of the drain; does not return when jobs were still running."""
-        if self._thread is not None:
-            self._thread.join()
+        self._thread.join()
 
     def _run(self) -> None:
+        self._begun.wait()
         process = self._process
-        process.fetcher.stop(FLUSH_SECONDS)
+        ends_at = time.monotonic() + process.settings.drain_seconds
         process.isolation.stop()
+        process.fetcher.stop(FLUSH_SECONDS)
         process.give_back_undelivered("the worker shut down")
         idle = self._wait()
+        if self._at_once.is_set():
+            process.isolation.stop(at_once=True)
         if not process.writer.flush(FLUSH_SECONDS):
             logger.warning(
                 "%d results could not be committed; they re-run.", process.writer.backlog
             )
         if not idle:
             self._kill_children()
+        # Its job is given back by itself; were it killed with us, the job would count as lost.
+        grace = 0.0 if self._at_once.is_set() else max(0.0, ends_at - time.monotonic())
+        process.isolation.join(grace + FLUSH_SECONDS)
         self._close()
         if not idle:
-            logging.shutdown()
-            os._exit(0)
-        self._exit_eventually()
+            self._exit()
+        timer = threading.Timer(EXIT_SECONDS, self._exit)  # if Celery waits for something still
+        timer.daemon = True
+        timer.start()
+
+    def _exit(self) -> None:
+        logging.shutdown()
+        os._exit(self._process.controller.exitcode or 0)
 
     def _wait(self) -> bool:
         """Wait until nothing runs, at most the drain's seconds; whether nothing does."""
@@ -113,14 +128,3 @@ class Drain:
             if released:
                 logger.info("Gave back %d jobs.", len(released))
         self._process.writer.stop()
-
-    def _exit_eventually(self) -> None:
-        """Celery has nothing left to wait for; if it waits all the same, the process ends."""
-
-        def end() -> None:
-            logging.shutdown()
-            os._exit(0)
-
-        timer = threading.Timer(EXIT_SECONDS, end)
-        timer.daemon = True
-        timer.start()

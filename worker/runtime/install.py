@@ -119,7 +119,7 @@ def durable(app: Celery, settings: Settings | None = None) -> Celery:
     )
     app.control_cls = "worker.runtime.control:LedgerControl"
     _let_producers_do_without_redis(app)
-    from worker.runtime.process import prepare
+    from worker.runtime.prepare import prepare
 
     prepare(app)
     return app

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from worker.errors import LedgerError
@@ -27,6 +27,12 @@ LOOK = 1.0
 #: Seconds without a suspect after which an isolated process ends.
 LINGER = 20.0
 _PR_SET_PDEATHSIG = 1
+#: Options of Celery's worker that the isolated process does without.
+_ALONE = frozenset({"-B", "--beat", "-D", "--detach"})
+_WITH_VALUE = frozenset(
+    {"--autoscale", "--pidfile", "-s", "--schedule", "--schedule-filename", "--scheduler",
+     "-S", "--statedb"}
+)  # fmt: skip
 
 
 class Isolation:
@@ -48,6 +54,7 @@ class Isolation:
     ) -> None:
         self._ledger, self._queues, self._claims = ledger, queues, claims
         self._stop = threading.Event()
+        self._spawning = threading.Lock()
         self._child: subprocess.Popen[bytes] | None = None
         target = self._linger if isolated else self._watch
         self._thread = threading.Thread(target=target, name="isolation", daemon=True)
@@ -56,11 +63,22 @@ class Isolation:
         """Start the thread."""
         self._thread.start()
 
-    def stop(self) -> None:
-        """Start nothing more; ask the isolated process to drain."""
+    def stop(self, *, at_once: bool = False) -> None:
+        """Start nothing more; ask the isolated process to drain, or to give back at once."""
         self._stop.set()
-        if self._child is not None and self._child.poll() is None:
-            self._child.terminate()
+        with self._spawning:
+            if self._child is not None and self._child.poll() is None:
+                self._child.send_signal(signal.SIGQUIT if at_once else signal.SIGTERM)
+
+    def join(self, seconds: float) -> None:
+        """Wait until the isolated process has drained, at most `seconds`; then it is killed."""
+        if self._child is None:
+            return
+        try:
+            self._child.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self._child.kill()
+            self._child.wait()
 
     def _watch(self) -> None:
         while not self._stop.wait(LOOK * random.uniform(0.7, 1.3)):  # noqa: S311 -- jitter
@@ -76,9 +94,10 @@ class Isolation:
 
     def _spawn(self) -> None:
         logger.warning("Suspects wait: starting a process to run them alone in.")
-        self._child = subprocess.Popen(
-            sys.orig_argv, env=environment_with(**{variable_of("isolated"): "true"})
-        )
+        with self._spawning:
+            if not self._stop.is_set():
+                environment = environment_with(**{variable_of("isolated"): "true"})
+                self._child = subprocess.Popen(isolated_argv(sys.orig_argv), env=environment)
 
     def _linger(self) -> None:
         die_with_parent(signal.SIGTERM)
@@ -89,6 +108,21 @@ class Isolation:
             elif time.monotonic() - busy > LINGER:
                 os.kill(os.getpid(), signal.SIGTERM)
                 return
+
+
+def isolated_argv(argv: Sequence[str]) -> list[str]:
+    """A worker's command line without what must not happen twice: beat, files, detaching."""
+    kept: list[str] = []
+    skip = False
+    for word in argv:
+        name, is_assigned, _ = word.partition("=")
+        if skip:
+            skip = False
+        elif name in _WITH_VALUE:
+            skip = not is_assigned
+        elif name not in _ALONE:
+            kept.append(word)
+    return kept
 
 
 def become_isolated(controller: Any) -> None:

@@ -10,9 +10,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
-from celery import Celery, signals
+from celery import Celery
+from celery.worker.state import maybe_shutdown
 
 from worker.broker.doorbells import Doorbells
 from worker.errors import BrokerUnavailable, LedgerUnavailable
@@ -22,13 +24,15 @@ from worker.ledger.catalogue import publish
 from worker.ledger.database import Ledger
 from worker.ledger.migrate import check_schema
 from worker.ledger.writer import Writer
-from worker.runtime.claims import Claims, Phase
+from worker.runtime.claims import Claims, Entry, Phase
 from worker.runtime.clock import LeaseClock, share
 from worker.runtime.drain import Drain
+from worker.runtime.execution import running
 from worker.runtime.fetch import DoorbellSource, Fetcher, Source, SuspectSource
 from worker.runtime.install import durability_of
-from worker.runtime.isolation import Isolation, become_isolated, die_with_parent
+from worker.runtime.isolation import Isolation
 from worker.runtime.lease import Lease, LeaseTerms
+from worker.runtime.meta import JobFailed
 from worker.runtime.signatures import signatures
 
 logger = logging.getLogger(__name__)
@@ -110,15 +114,34 @@ class Process:
             return
         self.writer.put(end)
 
-    def lose(self, fence: Fence, error: str) -> None:
-        """The job's child died, with this job alone in it."""
-        limit = self.settings.lost_limit
-        self.finish(Finish(fence, State.QUEUED, "lost", error=error, lost_limit=limit))
+    def lose(self, request: Any, error: str) -> None:
+        """The child of the request's job died, with this job alone in it: a loss that counts.
 
-    def give_back(self, fence: Fence, reason: str, delay: float | None = None) -> None:
-        """Let somebody else run a job that was not started here, at once or in `delay` seconds."""
-        state = State.QUEUED if delay is None else State.SCHEDULED
-        self.finish(Finish(fence, state, "released", error=reason, delay=delay))
+        Not while this worker shuts down: then its children die by our hand, or by whoever sent the
+        signal to the whole group.
+        """
+        fence: Fence = request.fence
+        if self.drain.is_draining:
+            self.give_back(fence, f"the worker shut down: {error}")
+            return
+        if request.lost + 1 < self.settings.lost_limit:
+            self.finish(Finish(fence, State.QUEUED, "lost", error=error))
+            return
+        # The last of its chances: its chain and its errbacks hear of it, as of any failure.
+        poison = JobFailed(
+            f"poison: {request.lost + 1} attempts were lost with their process, at last: {error}"
+        )
+        with running(fence) as execution:
+            request.task.backend.mark_as_failure(fence.id, poison, request=request._context)
+        self.finish(replace(execution.finish(), outcome="lost", error=str(poison)))
+
+    def give_back(self, fence: Fence, reason: str) -> None:
+        """Let somebody else run a job that was not started here."""
+        self.finish(Finish(fence, State.QUEUED, "released", error=reason))
+
+    def postpone(self, fence: Fence, reason: str, delay: float) -> None:
+        """Let a job that could not be started here come back in `delay` seconds."""
+        self.finish(Finish(fence, State.SCHEDULED, "postponed", error=reason, delay=delay))
 
     def resume(self) -> None:
         """The event loop runs: fetch, and hand over what is claimed; on the loop's thread."""
@@ -183,6 +206,7 @@ class Process:
     def _await_ledger(self) -> None:
         told = False
         while True:
+            maybe_shutdown()
             try:
                 check_schema(self._ledger)
                 publish(self._ledger, signatures(self.app), self.queues())
@@ -195,6 +219,7 @@ class Process:
                 time.sleep(START_PAUSE)
 
     def _start_threads(self) -> None:
+        self.drain.start()
         self.writer.start()
         self.lease.start()
         self.fetcher.start()
@@ -249,37 +274,9 @@ class Process:
                 entry.stale = True  # a period's grace to end by itself
             elif entry.pid not in (None, self.pid):
                 logger.warning("Terminating the child that still runs job %s.", fence.id)
-                self._hub.call_soon(self.controller.pool.terminate_job, entry.pid)
+                self._hub.call_soon(self._terminate, entry)
 
-
-def prepare(app: Celery) -> None:
-    """Let Celery's signals build, drain and forget this app's `Process`."""
-    known = durability_of(app)
-
-    def on_worker_init(sender: Any, **_: Any) -> None:
-        if sender.app is app:
-            if known.settings.isolated:
-                become_isolated(sender)
-            known.process = Process(app, sender)
-
-    def on_child(**_: Any) -> None:
-        process = known.process
-        if process is not None and process.pid != os.getpid():
-            die_with_parent()
-            known.process = None
-
-    def on_shutting_down(how: str = "Warm", **_: Any) -> None:
-        process = known.process
-        if process is not None and process.is_started:
-            process.drain.begin(at_once=how.lower() != "warm")
-
-    def on_shutdown(**_: Any) -> None:
-        process = known.process
-        if process is not None and process.is_started and process.pid == os.getpid():
-            process.drain.begin(at_once=False)
-            process.drain.join()
-
-    signals.worker_init.connect(on_worker_init, weak=False)
-    signals.worker_process_init.connect(on_child, weak=False)
-    signals.worker_shutting_down.connect(on_shutting_down, weak=False)
-    signals.worker_shutdown.connect(on_shutdown, weak=False)
+    def _terminate(self, entry: Entry) -> None:
+        """End the child that runs a stale job, if it still does; on the event loop's thread."""
+        if entry.phase is Phase.STARTED and entry in self.claims.entries():
+            self.controller.pool.terminate_job(entry.pid)

@@ -9,7 +9,7 @@ from weakref import ref
 
 from billiard.exceptions import WorkerLostError
 from celery import signals
-from celery.exceptions import Ignore, Reject, Retry, TaskRevokedError
+from celery.exceptions import Ignore, InvalidTaskError, Reject, Retry, TaskRevokedError
 from celery.utils.saferepr import saferepr
 from celery.worker.request import Request
 from celery.worker.state import task_ready
@@ -36,12 +36,27 @@ class ClaimedRequest(Request):  # type: ignore[misc] # Celery's class is not typ
     claims: Claims
     clock: LeaseClock
     finish: Callable[[Finish], None]
-    lose: Callable[[Fence, str], None]
+    lose: Callable[[ClaimedRequest, str], None]
+    lost: int
 
     def execute_using_pool(self, pool: Any, **kwargs: Any) -> Any:
-        """Hand the job to the pool, unless it was revoked."""
+        """Hand the job to the pool, unless it was revoked or cannot be handed over.
+
+        Raises:
+            TaskRevokedError: its finish is on its way; Celery's caller frees the pool's slot.
+        """
+        try:
+            return self._hand_over(pool)
+        except TaskRevokedError:
+            raise
+        except Exception as exc:
+            # One message that Celery trips over must not stop worker after worker.
+            logger.exception("Job %s cannot be started", self.id)
+            self.task.backend.mark_as_failure(self.id, InvalidTaskError(describe(exc)))
+            raise TaskRevokedError(self.id) from exc
+
+    def _hand_over(self, pool: Any) -> Any:
         if self.revoked():
-            # Its finish is on its way; Celery's caller frees the pool's slot.
             raise TaskRevokedError(self.id)
         self.claims.move(self.fence, Phase.HANDED)
         time_limit, soft_time_limit = self.time_limits
@@ -125,7 +140,7 @@ class ClaimedRequest(Request):  # type: ignore[misc] # Celery's class is not typ
     def _lose(self, error: str) -> None:
         """The child died, with this job alone in it: a loss that counts."""
         logger.error("Job %s lost its process: %s", self.id, error)
-        self.lose(self.fence, error)
+        self.lose(self, error)
         self.send_event("task-failed", exception=error, traceback="")
 
     def _announce(self, traced: Traced) -> None:

@@ -22,7 +22,7 @@ from worker.ledger.enqueue import insert_ended
 from worker.ledger.finish import note_progress
 from worker.ledger.groups import delete_group, read_group, save_group
 from worker.ledger.read import read
-from worker.runtime.execution import ERROR_LIMIT, Execution, current, running
+from worker.runtime.execution import ERROR_LIMIT, Execution, clean, current, running
 from worker.runtime.meta import FROM_CELERY, children_of, ended_of, meta_of
 from worker.runtime.trace import describe
 
@@ -221,7 +221,12 @@ class LedgerBackend(BaseBackend):  # type: ignore[misc] # Celery's class is not 
             return self._encoded(exc, states.FAILURE)
         except (EncodeError, RecursionError):
             # Its arguments cannot be kept; that it happened, and what it said, can.
-            return self._encoded(type(exc)(describe(exc)[:ERROR_LIMIT]), states.FAILURE)
+            kept = {
+                "exc_type": type(exc).__qualname__,
+                "exc_message": [clean(describe(exc), ERROR_LIMIT)],
+                "exc_module": type(exc).__module__,
+            }
+            return str(self.encode(kept)).encode()
 
     def _children(self, request: Any) -> str | None:
         children = self.current_task_children(request) if request is not None else None

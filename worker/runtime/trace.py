@@ -7,16 +7,22 @@ import traceback
 from dataclasses import dataclass
 from typing import Any
 
+from billiard.common import terminate_handler_fired
 from billiard.einfo import ExceptionInfo
 from celery import current_app
 from celery.app import trace as celery_trace
 from celery.exceptions import Ignore, Reject, WorkerShutdown, WorkerTerminate
+from celery.worker import state as worker_state
 
 from worker.jobs.job import Fence, Finish
+from worker.jobs.states import State
 from worker.runtime.clock import LeaseClock
 from worker.runtime.execution import Execution, running
 
 logger = logging.getLogger(__name__)
+
+#: The exit code of a child that was terminated while it ran a job.
+TERMINATED = 143
 
 #: What `Task.on_replace` of Celery 5.7 raises `Ignore` with; a contract test pins it.
 REPLACED = "Replaced by new task"
@@ -63,14 +69,23 @@ def run_claimed(
             )
             if not execution.is_decided:
                 _decide(execution, value)
-        except (WorkerShutdown, WorkerTerminate):
-            raise
-        except (Exception, SystemExit) as exc:
-            # Celery lets a MemoryError take down the whole worker, and sys.exit() its child.
+        except (WorkerShutdown, WorkerTerminate) as exc:
+            failed, value, runtime = 1, ExceptionInfo(), None
+            execution.retry = None
+            execution.give_back("the task asked its worker to shut down")
+            worker_state.should_stop = exc.code or 0
+        except BaseException as exc:
+            if terminate_handler_fired():
+                raise  # this child is being terminated: the job did not end, its process does
+            # Celery lets a MemoryError take down the whole worker, sys.exit() its child, and takes
+            # what is no Exception, as asyncio's CancelledError, for the loss of a process.
             failed, value, runtime = 1, ExceptionInfo(), None
             execution.retry = None
             execution.fail(None, None, describe(exc), traceback.format_exc())
-    return Traced(failed, value, runtime, execution.finish())
+    end = execution.finish()
+    if terminate_handler_fired() and end.state is not State.SUCCEEDED:
+        raise SystemExit(TERMINATED)  # it failed because it was being terminated
+    return Traced(failed, value, runtime, end)
 
 
 def describe(exc: BaseException) -> str:

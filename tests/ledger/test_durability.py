@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from worker.ledger.database import Ledger
+from worker.ledger.durability import durability_faults, faults_of
+
+
+def test_a_server_as_it_comes_keeps_what_it_commits(ledger: Ledger) -> None:
+    (row,) = ledger.execute(
+        "SELECT count(*) AS known FROM pg_settings WHERE name IN"
+        " ('fsync', 'full_page_writes', 'synchronous_commit', 'synchronous_standby_names')"
+    )
+    assert row.known == 4
+    assert faults_of({"fsync": "on", "full_page_writes": "on", "synchronous_commit": "on"}) == []
+
+
+@pytest.mark.parametrize(
+    ("level", "standbys", "fault"),
+    [
+        ("off", "", "synchronous_commit = off: an acknowledged commit can be lost"),
+        ("off", "s1", "synchronous_commit = off: an acknowledged commit can be lost"),
+        ("local", "", None),
+        ("local", "s1", "before a synchronous standby has it"),
+        ("remote_write", "s1", None),
+        ("on", "s1", None),
+        ("remote_apply", "s1", None),
+    ],
+)
+def test_each_level_of_synchronous_commit_is_judged(
+    level: str, standbys: str, fault: str | None
+) -> None:
+    faults = faults_of({"synchronous_commit": level, "synchronous_standby_names": standbys})
+
+    assert len(faults) == (fault is not None)
+    assert fault is None or fault in faults[0]
+
+
+@pytest.mark.parametrize("name", ["fsync", "full_page_writes"])
+def test_what_a_crash_can_corrupt_is_a_fault(name: str) -> None:
+    (fault,) = faults_of({name: "off"})
+
+    assert fault.startswith(f"Postgres has {name} = off") and fault.endswith("set it to on.")
+
+
+@pytest.mark.parametrize(("level", "safe"), [("off", False), ("local", True), ("on", True)])
+def test_the_level_is_read_from_the_server(
+    ledger: Ledger, open_ledger: Callable[..., Ledger], level: str, safe: bool
+) -> None:
+    (row,) = ledger.execute("SELECT current_database() AS name")
+    ledger.execute(f'ALTER DATABASE "{row.name}" SET synchronous_commit = {level}')
+
+    faults = [fault for fault in durability_faults(open_ledger()) if "synchronous" in fault]
+
+    assert (faults == []) is safe
