@@ -4,6 +4,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pytest
 import redis
@@ -12,7 +13,7 @@ from tests.keeper.conftest import posted
 from tests.ledger import given
 from worker.broker.doorbells import Doorbells, Popped, ring_of
 from worker.errors import LeaseLost, LedgerUnavailable
-from worker.jobs.job import Enqueued, Ring
+from worker.jobs.job import Enqueued, Message, Ring
 from worker.jobs.states import State
 from worker.keeper import rescuer as rescuer_module
 from worker.keeper import restorer as restorer_module
@@ -285,6 +286,17 @@ def test_the_later_steps_end_even_if_postgres_was_away_in_between(
     rescuer.run(post)
 
     assert given.state_of(post.ledger, "last") is State.FAILED
+
+
+def test_the_later_steps_of_a_job_that_is_replayed_meanwhile_do_not_end(post: Post) -> None:
+    enqueue(post.ledger, [replace(given.job("a"), message=Message("{}", CHAIN))])
+    rescuer = watched_for_long()
+    rescuer._condemned.add("a")  # left over from a round that an outage ended
+
+    rescuer.run(post)
+
+    assert rescuer._condemned == set()
+    assert read(post.ledger, "next") is None
 
 
 def test_a_condemned_job_with_a_broken_body_stops_no_rescue(post: Post) -> None:

@@ -21,6 +21,12 @@ T = TypeVar("T")
 PATIENCE = 20.0
 
 
+def connected(ledger: Ledger) -> Ledger:
+    """The ledger, with its connection made: making one commits too, and is no commit of a job."""
+    ledger.execute("SELECT 1")
+    return ledger
+
+
 def job(job_id: str | None = None, *args: Any, **more: Any) -> NewJob:
     """A job that is not enqueued yet."""
     return new_job(more.pop("task", "tests.add"), args, job_id=job_id, **more)

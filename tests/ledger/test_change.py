@@ -184,7 +184,7 @@ def test_a_replay_whose_reply_is_lost_is_no_conflict(
         cancel(ledger, "a", "not wanted")
     else:
         finish(ledger, [end(fence)])
-    door = open_ledger(proxy.url)
+    door = given.connected(open_ledger(proxy.url))
     proxy.drop_reply_after_next_commit()
 
     # When it is replayed through it

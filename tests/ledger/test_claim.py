@@ -181,7 +181,7 @@ def test_a_claim_whose_reply_is_lost_is_neither_lost_nor_doubled(
     # Given a network that swallows the reply to the next COMMIT
     ids = given.enqueued(ledger, "a", "b")
     lease = given.lease(ledger)
-    door = open_ledger(proxy.url)
+    door = given.connected(open_ledger(proxy.url))
     proxy.drop_reply_after_next_commit()
 
     # When the worker claims through it
@@ -307,7 +307,7 @@ def test_an_adoption_whose_reply_is_lost_is_found(
     ledger: Ledger, proxy: Proxy, open_ledger: Callable[..., Ledger]
 ) -> None:
     lease = given.lease(ledger)
-    door = open_ledger(proxy.url)
+    door = given.connected(open_ledger(proxy.url))
     proxy.drop_reply_after_next_commit()
 
     found = adopt(door, lease, [given.job("a")])

@@ -232,7 +232,7 @@ def test_a_commit_whose_reply_is_lost_makes_one_job_and_one_answer(
     ledger: Ledger, proxy: Proxy, open_ledger: Callable[..., Ledger]
 ) -> None:
     # Given a network that swallows the reply to the next COMMIT
-    door = open_ledger(proxy.url)
+    door = given.connected(open_ledger(proxy.url))
     proxy.drop_reply_after_next_commit()
 
     # When a job is enqueued through it

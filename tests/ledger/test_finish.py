@@ -119,7 +119,7 @@ def test_a_finish_whose_reply_is_lost_is_neither_lost_nor_doubled(
 ) -> None:
     # Given a network that swallows the reply to the next COMMIT
     first, second = (one.fence for one in given.claimed(ledger, "a", "b"))
-    door = open_ledger(proxy.url)
+    door = given.connected(open_ledger(proxy.url))
     proxy.drop_reply_after_next_commit()
 
     # When a success with a link and a failure are written through it

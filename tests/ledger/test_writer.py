@@ -182,9 +182,9 @@ def test_an_end_whose_reply_is_lost_is_told_once(
     ledger: Ledger, proxy: Proxy, open_ledger: Callable[..., Ledger], told: Written
 ) -> None:
     fence = given.running(ledger, "a")
-    proxy.drop_reply_after_next_commit()
-    writer = Writer(open_ledger(proxy.url), told)
+    writer = Writer(given.connected(open_ledger(proxy.url)), told)
     writer.start()
+    proxy.drop_reply_after_next_commit()
 
     writer.put(given.success(fence))
 

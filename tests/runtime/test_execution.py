@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from worker.jobs.job import Ended, Fence, NewJob
+import json
+from dataclasses import replace
+
+from worker.jobs.job import Ended, Fence, Message, NewJob
 from worker.jobs.message import new_job
 from worker.jobs.states import State
+from worker.ledger.database import Ledger
+from worker.ledger.read import read_many
 from worker.runtime.execution import Execution, clean, current, running
+from worker.runtime.publish import Publisher
+from worker.settings import Settings
 
 FENCE = Fence("job", 2, "lease")
 
@@ -72,3 +79,26 @@ def test_texts_become_what_postgres_can_hold() -> None:
     long = clean("x" * 1000, 100)
     assert long is not None
     assert len(long) <= 100
+
+
+def test_a_canvas_that_replaces_the_task_starts_with_its_end_and_not_before(
+    settings: Settings,
+) -> None:
+    # Given a running task, and the first step of the canvas by which it replaces itself
+    ledger = Ledger(settings.database_url.get_secret_value())
+    publish = Publisher(ledger, 1 << 20)
+    step = _job()
+    envelope = json.loads(step.message.envelope)
+    envelope["headers"]["replaced_task_nesting"] = 1
+    step = replace(step, message=Message(json.dumps(envelope), step.message.body))
+    child = _job()
+    with running(FENCE) as execution:
+        # When both this step and a plain child are published
+        assert publish(step) is None
+        assert publish(child) is not None
+        execution.await_replacement()
+        end = execution.finish()
+    # Then the child is a row, and the step becomes one with the task's end
+    assert [job.id for job in read_many(ledger, [step.id, child.id])] == [child.id]
+    assert end.outbox == (step,)
+    ledger.close()

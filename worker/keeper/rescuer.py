@@ -73,6 +73,7 @@ class Rescuer:
         ended = [
             Ended(step, task, State.FAILED, error=BROKEN_CHAIN, root_id=job.root_id)
             for job in read_many(post.ledger, sorted(self._condemned))
+            if job.state is State.FAILED  # else somebody has replayed it meanwhile
             for step, task in later_steps(job.message)
         ]
         if ended:

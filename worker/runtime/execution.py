@@ -140,13 +140,9 @@ class Execution:
             )
         if self._end is None:
             raise RuntimeError(f"the end of {self.fence} is not known")
-        if self._end.state.is_final:
-            return _with(self._end, tuple(self.outbox), tuple(self.ended))
+        if self._end.state.is_final or self._end.outcome == "replaced":
+            return replace(self._end, outbox=tuple(self.outbox), ended=tuple(self.ended))
         return self._end
-
-
-def _with(end: Finish, outbox: tuple[NewJob, ...], ended: tuple[Ended, ...]) -> Finish:
-    return replace(end, outbox=outbox, ended=ended)
 
 
 _current: ContextVar[Execution | None] = ContextVar("worker_execution", default=None)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+
+from celery import current_task
 from celery.app import amqp
 
 from worker.errors import Conflict, TooLarge
@@ -43,13 +46,26 @@ class Publisher:
             # a retry is never enqueued by an attempt that is stale, nor lost by one that dies.
             execution.retry = job
             return None
-        if execution is not None and (execution.ending or after_return()):
+        if execution is not None and (
+            execution.ending or after_return() or replaces_running_task(job)
+        ):
             execution.outbox.append(job)
             return None
         (answer,) = enqueue(self._ledger, [job])
         if isinstance(answer, Conflict):
             raise answer
         return answer.ring
+
+
+def replaces_running_task(job: NewJob) -> bool:
+    """Whether `job` belongs to the canvas by which the running task replaces itself.
+
+    It must not start before the task's own end is written: its last step brings the message of the
+    very job that is still running. Celery counts the replacements in a header.
+    """
+    nesting = json.loads(job.message.envelope)["headers"].get("replaced_task_nesting") or 0
+    request = current_task.request if current_task else None
+    return bool(nesting > (getattr(request, "replaced_task_nesting", 0) or 0))
 
 
 def after_return() -> bool:
