@@ -8,7 +8,7 @@ import pytest
 from celery import Celery
 
 from worker.broker.doorbells import Doorbells
-from worker.errors import LedgerUnavailable
+from worker.errors import Conflict, LedgerUnavailable
 from worker.jobs.job import Fence, Ring
 from worker.jobs.message import new_job
 from worker.jobs.queues import lists_of
@@ -146,3 +146,38 @@ def test_what_was_adopted_is_in_the_ledger_before_it_runs(given: Given) -> None:
     job = read(given.ledger, job_id)
     assert job is not None
     assert job.state is State.RUNNING
+
+
+def test_what_is_granted_is_delivered_although_a_foreign_entry_cannot_be_adopted(
+    given: Given,
+) -> None:
+    # Given a job of ours and a foreign one in one batch, and a ledger that refuses new rows
+    job = new_job("test.add", [1])
+    (answer,) = enqueue(given.ledger, [job])
+    assert not isinstance(answer, Conflict)
+    assert answer.ring
+    given.doorbells.ring([answer.ring])
+    stranger = given.foreign(1, 2)
+    given.ledger.execute(
+        "CREATE FUNCTION away() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN RAISE EXCEPTION 'away' USING ERRCODE = '57P03'; END $$"
+    )
+    given.ledger.execute(
+        "CREATE TRIGGER away BEFORE INSERT ON jobs FOR EACH ROW EXECUTE FUNCTION away()"
+    )
+    # When the batch is taken
+    taken = given.source().take(given.lease, 10)
+    # Then ours is delivered, and the foreign one is put back for later
+    assert [claim.fence.id for claim in taken] == [job.id]
+    given.ledger.execute("DROP TRIGGER away ON jobs")
+    assert [claim.fence.id for claim in given.source().take(given.lease, 10)] == [stranger]
+
+
+def test_a_foreign_job_that_postgres_refuses_is_kept_for_operators(given: Given) -> None:
+    given.ledger.execute("ALTER TABLE jobs ADD CONSTRAINT odd CHECK (task <> 'test.odd')")
+    with Celery("plain", broker=given.redis_url, set_as_current=False) as plain:
+        plain.send_task("test.odd")
+    good = given.foreign(1, 2)
+    assert [claim.fence.id for claim in given.source().take(given.lease, 10)] == [good]
+    (note,) = given.doorbells.quarantined()
+    assert "test.odd" in note["entry"]

@@ -79,33 +79,55 @@ class DoorbellSource:
     def _claim(self, lease: str, popped: Sequence[Popped]) -> list[Claim]:
         rung, foreign = self._read(popped)
         ids = self._claims.reserve(rung)
-        strangers = self._claims.reserve(job.id for job, _ in foreign)
-        new = [job for job, _ in foreign if job.id in strangers]
+        own = [item for item in popped if not item.tag]
+        granted = self._granted(ids, own, lambda: claim(self._ledger, lease, ids))
+        try:
+            granted += self._claim_foreign(lease, foreign)
+        except LedgerError as exc:
+            if not granted:
+                raise
+            # What is granted already must be delivered: nobody else can run it.
+            logger.warning("%d foreign entries wait: %s", len(foreign), exc)
+        return granted
+
+    def _claim_foreign(self, lease: str, foreign: Sequence[tuple[NewJob, Popped]]) -> list[Claim]:
+        ids = self._claims.reserve(job.id for job, _ in foreign)
+        entries = [(job, item) for job, item in foreign if job.id in ids]
+        items = [item for _, item in foreign]
+        granted = self._granted(ids, items, lambda: self._adopt(lease, entries))
+        self._acknowledge([item.tag for item in items])
+        return granted
+
+    def _granted(
+        self, ids: Sequence[str], popped: Sequence[Popped], work: Callable[[], list[Claim]]
+    ) -> list[Claim]:
+        """What `work` claims of the reserved `ids`, entered in the inventory.
+
+        When Postgres is away `popped` is put back; popped again, an id is found to be ours if the
+        claim was committed after all.
+        """
         granted: list[Claim] = []
         try:
-            granted += claim(self._ledger, lease, ids)
-            granted += self._adopt(lease, new)
+            granted = work()
         except LedgerUnavailable:
-            # Popped again, it is found to be ours if the claim was committed after all.
             self._doorbells.give_back(popped)
             raise
         finally:
             for item in granted:
                 self._claims.grant(item.fence)
             kept = {item.fence.id for item in granted}
-            self._claims.drop(job_id for job_id in (*ids, *strangers) if job_id not in kept)
-        self._acknowledge([item.tag for _, item in foreign])
+            self._claims.drop(job_id for job_id in ids if job_id not in kept)
         return granted
 
-    def _adopt(self, lease: str, jobs: Sequence[NewJob]) -> list[Claim]:
+    def _adopt(self, lease: str, entries: Sequence[tuple[NewJob, Popped]]) -> list[Claim]:
         try:
-            return adopt(self._ledger, lease, jobs)
-        except Refused:
-            if len(jobs) == 1:
-                logger.error("Postgres refuses job %s of a producer without the ledger", jobs[0].id)
+            return adopt(self._ledger, lease, [job for job, _ in entries])
+        except Refused as exc:
+            if len(entries) == 1:
+                self._doorbells.quarantine(entries[0][1], str(exc))
                 return []
             # One that Postgres refuses must not keep the others out.
-            return [item for job in jobs for item in self._adopt(lease, [job])]
+            return [item for entry in entries for item in self._adopt(lease, [entry])]
 
     def _read(self, popped: Sequence[Popped]) -> tuple[list[str], list[tuple[NewJob, Popped]]]:
         rung: list[str] = []
