@@ -197,4 +197,5 @@ class TwoArguments(Exception):
 
 @shared_task(name="test.replace_by_failing_chain", bind=True)
 def replace_by_failing_chain(self: Task[Any, Any], x: int) -> Any:
-    return self.replace(fails.s("in the replacement") | add.si(x, 1))
+    canvas: Any = fails.s("in the replacement") | add.si(x, 1)
+    return self.replace(canvas)
