@@ -247,6 +247,8 @@ def _report(error: ValidationError) -> str:
             given = "***" if _is_secret(variable) else repr(fault["input"])
             message = fault["msg"].removeprefix("Value error, ")
             lines.append(f"{variable} is {given}; {message[0].lower()}{message[1:]}.")
+    if all(fault["type"] == "missing" for fault in error.errors()):  # a newcomer, most likely
+        lines.append('While `worker up` runs, `eval "$(worker env)"` sets both URLs.')
     return "\n".join(lines)
 
 
