@@ -70,7 +70,7 @@ lock: venv ## Resolve the dependencies anew, into the two lock files
 	$(COMPILE) --extra flower -o requirements.lock pyproject.toml
 	$(COMPILE) --all-extras -o requirements-dev.lock pyproject.toml
 COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
-	--upgrade --no-emit-index-url --custom-compile-command "make lock"
+	--upgrade --custom-compile-command "make lock"
 
 .PHONY: clean
 clean: ## Remove .venv and every cache

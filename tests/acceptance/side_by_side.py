@@ -395,7 +395,7 @@ def run_all(only: str | None, file: Path | None, folder: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     lanes = []
     for name in LANES:
-        (folder / name).mkdir()
+        (folder / name).mkdir(parents=True)
         argv = [*command, "--lane", name, "--folder", str(folder / name)]
         lanes.append(
             subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT)

@@ -14,7 +14,8 @@ def test_a_lease_id_is_never_used_again(ledger: Ledger) -> None:
 
 
 def test_a_renewed_lease_is_not_rescued(ledger: Ledger) -> None:
-    fence = given.running(ledger, "a", lease_id=given.lease(ledger, 0.01))
+    fence = given.running(ledger, "a")
+    ledger.execute("UPDATE workers SET expires_at = clock_timestamp() + interval '10 ms'")
 
     assert renew(ledger, fence.lease, 60)
 
