@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 
 import pytest
 import redis
@@ -232,3 +233,21 @@ def _alive(pid: int) -> bool:
             return file.read().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def test_with_the_default_lease_a_killed_workers_job_runs_again_within_20_s(
+    service: Service,
+) -> None:
+    # Given two workers with the default settings, and a job on one of them
+    default = {"WORKER_LEASE_SECONDS": "15", "WORKER_RING_GRACE_SECONDS": "5"}
+    service.keeper(**default)
+    victim = service.worker("threads", 4, **default)
+    service.enqueue("test.hold", service.log, service.gate)
+    service.until(lambda: len(service.ran("start")) == 1)
+    service.worker("threads", 4, **default)
+    # When that worker is killed
+    victim.kill()
+    killed = time.time()
+    # Then the job runs again, in the time that is promised
+    service.until(lambda: len(service.ran("start")) == 2, 30, "the job runs again")
+    assert float(service.ran("start")[1][2]) - killed <= 20

@@ -23,7 +23,7 @@ from worker.settings import environment_with, variable_of
 logger = logging.getLogger(__name__)
 
 #: Seconds between looks for suspects.
-LOOK = 1.0
+LOOK = 0.5
 #: Seconds without a suspect after which an isolated process ends.
 LINGER = 20.0
 _PR_SET_PDEATHSIG = 1
