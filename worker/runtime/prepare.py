@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from typing import Any
 
@@ -39,6 +40,15 @@ def prepare(app: Celery) -> None:
             process.drain.begin(at_once=False)
             process.drain.join()
 
+    def on_exit() -> None:
+        # Celery's cold shutdown, and a crash, leave without a word: what this worker holds must not
+        # wait for the lease's end. The drain's thread is a daemon, and would be cut off.
+        process = known.process
+        if process is not None and process.is_started and process.pid == os.getpid():
+            process.drain.begin(at_once=not process.drain.is_draining)
+            process.drain.join()
+
+    atexit.register(on_exit)
     signals.worker_init.connect(on_worker_init, weak=False)
     signals.worker_process_init.connect(on_child, weak=False)
     signals.worker_shutting_down.connect(on_shutting_down, weak=False)
