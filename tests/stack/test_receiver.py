@@ -93,4 +93,5 @@ def test_stopping_ends_a_slow_call_at_once(receiver: Callable[[Manners], Receive
     while one.deliveries().received < 1:
         pass
     one.stop()
-    slow.join()
+    slow.join(30)  # the answer itself would take an hour
+    assert not slow.is_alive()
