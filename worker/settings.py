@@ -147,6 +147,18 @@ class Settings(BaseSettings):
         validation_alias="WORKER_LOG_LEVEL",
         description="how much is logged",
     )
+    health_port: int | None = Field(
+        default=None,
+        ge=0,
+        le=65535,
+        validation_alias="WORKER_HEALTH_PORT",
+        description="port of /livez and /readyz on a worker and a keeper; 0 chooses a free one",
+    )
+    health_host: str | None = Field(
+        default=None,
+        validation_alias="WORKER_HEALTH_HOST",
+        description="address that WORKER_HEALTH_PORT listens at; all of the machine's when not set",
+    )
     isolated: bool = Field(
         default=False,
         validation_alias="WORKER_ISOLATED",
@@ -162,6 +174,11 @@ class Settings(BaseSettings):
             if not _MODULE.fullmatch(name):
                 raise ValueError(f"{name!r} is no module name")
         return value
+
+    @field_validator("health_port", "health_host", mode="before")
+    @classmethod
+    def _empty_is_unset(cls, value: Any) -> Any:
+        return None if value == "" else value
 
     @field_validator("log_level", mode="before")
     @classmethod

@@ -53,6 +53,22 @@ def die(log: str) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+@shared_task(name="test.die_with")
+def die_with(log: str, whom: str) -> None:
+    """Kill this process and more: the `parent` of an isolated child, or the whole `pod` at once.
+
+    An ordinary worker's parent is the test. The pod is the worker's process group, killed in one
+    call as a cgroup is by the OOM killer.
+    """
+    isolated = os.environ.get("WORKER_ISOLATED") == "true"
+    note(log, f"die-{'isolated' if isolated else 'ordinary'}")
+    if whom == "pod":
+        os.killpg(os.getpgrp(), signal.SIGKILL)
+    elif isolated:
+        os.kill(os.getppid(), signal.SIGKILL)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 @shared_task(name="test.exhaust")
 def exhaust(log: str) -> None:
     note(log, "exhaust")

@@ -132,17 +132,17 @@ def test_a_replacement_that_fails_ends_the_job_it_replaced(service: Service, app
 
 
 def test_a_clean_shutdown_costs_a_suspect_nothing(service: Service) -> None:
-    # Given a suspect that runs in an isolated process
+    # Given suspects that run in an isolated process
     service.keeper()
     victim = service.worker("threads", 2)
     ids = service.enqueue_many("test.hold", 2, service.log, service.gate)
     service.until(lambda: len(service.ran("start")) == 2)
     victim.kill()
     worker = service.worker("threads", 2, WORKER_DRAIN_SECONDS="1")
-    service.until(lambda: len(service.ran("start")) == 3, 30, "a suspect runs")
+    service.until(lambda: len(service.ran("start")) == 4, 30, "the suspects run")
     # When its worker is shut down
     assert worker.terminate(20) == 0
-    # Then the isolated process has given it back, and no loss is counted
+    # Then the isolated process has given them back, and no loss is counted
     service.until(lambda: service.client.counts(ids).get(State.RUNNING, 0) == 0)
     for job in service.client.summary(ids):
         assert job.lost == 0

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import redis
 from celery import Celery
 
 from tests.acceptance.conftest import LEASE, Service
@@ -102,6 +103,30 @@ def test_a_celery_producer_enqueues_while_redis_is_away(
     exposed.keeper()
     exposed.worker()
     assert exposed.ended(job_id).state is State.SUCCEEDED
+    app.close()
+
+
+@pytest.mark.parametrize("pool", ["threads", "prefork"])
+def test_a_full_redis_fails_no_job_and_no_enqueue(
+    exposed: Service, own_redis: RedisServer, pool: str
+) -> None:
+    # Given a worker with a running job, and a Redis that refuses every write
+    exposed.keeper()
+    worker = exposed.worker(pool, 2)
+    app = durable(Celery("producer", set_as_current=False), exposed.settings)
+    ids = [exposed.enqueue("test.hold_then_retry", exposed.log, exposed.gate)]
+    exposed.until(lambda: len(exposed.ran("start")) == 1)
+    with redis.Redis.from_url(own_redis.url) as client:
+        client.config_set("maxmemory", "1")
+        # When the job asks to be retried, a producer enqueues, and another worker starts
+        exposed.open_gate()
+        ids.append(app.send_task("test.note", [exposed.log]).id)
+        second = exposed.worker(pool, 2)
+        exposed.until(lambda: bool(exposed.client.job(ids[0]).attempts))
+        client.config_set("maxmemory", "0")
+    # Then both jobs succeed
+    assert exposed.all_ended(ids) == {State.SUCCEEDED: 2}
+    assert worker.exit_code is None and second.exit_code is None
     app.close()
 
 

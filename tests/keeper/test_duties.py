@@ -27,7 +27,7 @@ from worker.keeper.ringer import Ringer
 from worker.ledger.enqueue import enqueue
 from worker.ledger.finish import finish
 from worker.ledger.read import read
-from worker.ledger.rescue import uptime
+from worker.ledger.rescue import rescue, uptime
 from worker.settings import Settings
 from worker.stack.postgres import PostgresServer
 from worker.stack.redis import RedisServer
@@ -288,6 +288,18 @@ def test_the_later_steps_end_even_if_postgres_was_away_in_between(
     assert given.state_of(post.ledger, "last") is State.FAILED
 
 
+def test_the_later_steps_end_even_if_the_keeper_that_condemned_died(post: Post) -> None:
+    # Given a keeper that died right after the rescue's commit
+    poison_at_once(post, CHAIN)
+    assert rescue(post.ledger, post.leadership, 1).poisoned == ("a",)
+
+    # When another one takes over
+    watched_for_long().run(post)
+
+    # Then it ends the chain
+    assert given.state_of(post.ledger, "last") is State.FAILED
+
+
 def test_the_later_steps_of_a_job_that_is_replayed_meanwhile_do_not_end(post: Post) -> None:
     enqueue(post.ledger, [replace(given.job("a"), message=Message("{}", CHAIN))])
     rescuer = watched_for_long()
@@ -399,6 +411,39 @@ def test_a_worker_that_renews_in_time_is_not_rescued(post: Post) -> None:
     keep_until(rescuer, post, lambda: time.monotonic() - began > 1.5)
 
     assert given.state_of(post.ledger, "a") is State.RUNNING
+
+
+def test_a_pod_that_dies_is_rescued_together_and_accuses_what_ran_alone(
+    post: Post, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a worker and its isolated process, which died together under a job that ran alone
+    clock = [1000.0]
+    monkeypatch.setattr(rescuer_module, "boot_time", lambda: clock[0])
+    rescuer = Rescuer()
+    for _ in range(10):
+        rescuer.run(post)
+        clock[0] += 0.25
+    own = given.running(post.ledger, "own", lease_id=given.lease(post.ledger, pod="host:1"))
+    isolated = given.lease(post.ledger, pod="host:1", isolated=True)
+    given.running(post.ledger, "guilty", lease_id=isolated)
+    post.ledger.execute("UPDATE jobs SET suspicion = 2 WHERE id = 'guilty'")
+
+    # When one lease is over, and the other one a third of a lease later
+    given.expire(post.ledger, own.lease)
+    post.ledger.execute(
+        "UPDATE workers SET renewed_at = clock_timestamp() - interval '400 s',"
+        " expires_at = clock_timestamp() + interval '200 s' WHERE isolated"
+    )
+    for _ in range(2):
+        rescuer.run(post)
+        assert given.state_of(post.ledger, "own") is State.RUNNING
+        clock[0] += 0.25
+    given.expire(post.ledger, isolated)
+    rescuer.run(post)
+
+    # Then both are rescued, and the loss counts for the one
+    jobs = [given.job_of(post.ledger, job_id) for job_id in ("own", "guilty")]
+    assert [(job.state, job.lost) for job in jobs] == [(State.QUEUED, 0), (State.QUEUED, 1)]
 
 
 # The others

@@ -99,7 +99,7 @@ def test_a_failed_job_is_replayed_with_its_history(ledger: Ledger) -> None:
 
 def test_poison_is_replayed_with_a_clean_slate(ledger: Ledger) -> None:
     finish(ledger, [given.failure(given.running(ledger, "a"))])
-    ledger.execute("UPDATE jobs SET lost = 3, suspect = true")
+    ledger.execute("UPDATE jobs SET lost = 3, suspicion = 2")
 
     replay(ledger, "a")
 

@@ -12,7 +12,7 @@ from worker.errors import LedgerUnavailable
 from worker.jobs.job import Claim, Fence
 from worker.jobs.states import State
 from worker.ledger import claim as claim_module
-from worker.ledger.claim import adopt, claim, claim_suspect, suspects_wait
+from worker.ledger.claim import adopt, claim, claim_suspects
 from worker.ledger.database import Ledger
 from worker.ledger.finish import finish
 from worker.ledger.lease import held
@@ -76,86 +76,140 @@ def test_nothing_is_granted_to_a_lease_that_never_was(ledger: Ledger) -> None:
     assert given.state_of(ledger, "a") is State.QUEUED
 
 
+def claim_more(ledger: Ledger, lease: str, most: int = 8, *, idle: bool = True) -> list[str]:
+    """The ids of the suspects that `lease` is granted now."""
+    return sorted(
+        one.fence.id for one in claim_suspects(ledger, lease, ["celery"], most, idle=idle)
+    )
+
+
+def must_run_alone(ledger: Ledger, *ids: str) -> None:
+    ledger.execute(
+        "UPDATE jobs SET suspicion = 2 WHERE id = ANY(CAST(:ids AS text[]))", {"ids": list(ids)}
+    )
+
+
+def dispatched(ledger: Ledger, *ids: str) -> None:
+    """Let the jobs have been dispatched in this order."""
+    for job_id in ids:
+        ledger.execute(
+            "UPDATE jobs SET dispatch_seq = nextval('dispatch_seq') WHERE id = :id", {"id": job_id}
+        )
+
+
 def test_a_suspect_is_granted_only_to_who_asks_for_one(ledger: Ledger) -> None:
     suspects(ledger, "a")
     lease = given.lease(ledger, isolated=True)
 
     assert claim(ledger, lease, ["a"]) == []
-    found = claim_suspect(ledger, lease, ["celery"])
+    (found,) = claim_suspects(ledger, lease, ["celery"], 1, idle=True)
 
-    assert found is not None and found.fence == Fence("a", 2, lease)
-    assert claim_suspect(ledger, lease, ["celery"]) is None
+    assert (found.fence, found.suspicion) == (Fence("a", 2, lease), 1)
+    assert claim_more(ledger, lease) == []
 
 
 def test_a_suspect_of_another_queue_is_not_granted(ledger: Ledger) -> None:
     suspects(ledger, "a")
 
-    assert claim_suspect(ledger, given.lease(ledger), ["other"]) is None
+    assert claim_suspects(ledger, given.lease(ledger), ["other"], 1, idle=True) == []
 
 
-def test_two_isolated_workers_get_different_suspects(
-    ledger: Ledger, open_ledger: Callable[..., Ledger]
-) -> None:
-    suspects(ledger, "a", "b")
-    doors = [(open_ledger(), given.lease(ledger)) for _ in range(2)]
-
-    found = given.all_at_once(
-        [lambda d=door, le=lease: claim_suspect(d, le, ["celery"]) for door, lease in doors]  # type: ignore[misc] # a lambda's default
-    )
-
-    assert {one.fence.id for one in found if one} == {"a", "b"}
-
-
-def test_suspects_wait_as_long_as_there_are_more_than_places_for_them(ledger: Ledger) -> None:
-    assert not suspects_wait(ledger, ["celery"])
-    suspects(ledger, "a", "b")
-    assert suspects_wait(ledger, ["celery"])
-
-    leases = [given.lease(ledger, isolated=True) for _ in range(2)]
-    assert not suspects_wait(ledger, ["celery"])
-
-    given.expire(ledger, leases[0])
-    assert suspects_wait(ledger, ["celery"])
-
-
-def test_a_process_that_runs_a_suspect_is_no_place_for_another(ledger: Ledger) -> None:
-    # Given two suspects, and one process for them
-    suspects(ledger, "a", "b")
+def test_suspects_are_granted_to_each_free_slot_the_oldest_first(ledger: Ledger) -> None:
+    # Given five suspects
+    suspects(ledger, *"abcde")
+    dispatched(ledger, *"edcba")
     lease = given.lease(ledger, isolated=True)
 
-    # When it runs one of them, then the other one waits
-    found = claim_suspect(ledger, lease, ["celery"])
-    assert found is not None
-    assert suspects_wait(ledger, ["celery"])
+    # When a process has room for three, then for one
+    assert claim_more(ledger, lease, 3) == ["c", "d", "e"]
+    assert claim_more(ledger, lease, 1, idle=False) == ["b"]
 
-    # And when that one has ended, it does not
-    finish(ledger, [given.success(found.fence)])
-    assert not suspects_wait(ledger, ["celery"])
+    # Then without room nothing is granted, and nothing to a lease that is over
+    assert claim_more(ledger, lease, 0) == []
+    given.expire(ledger, lease)
+    assert claim_more(ledger, lease, 8) == []
+
+
+def test_isolated_processes_that_claim_at_once_get_different_suspects(
+    ledger: Ledger, open_ledger: Callable[..., Ledger]
+) -> None:
+    ids = [f"j{number:02}" for number in range(30)]
+    suspects(ledger, *ids)
+    doors = [(open_ledger(), given.lease(ledger)) for _ in range(4)]
+
+    def claim_all(door: Ledger, lease: str) -> list[str]:
+        found: list[str] = []
+        while one := claim_more(door, lease, 3, idle=False):
+            found += one
+        return found
+
+    found = given.all_at_once(
+        [lambda d=door, le=lease: claim_all(d, le) for door, lease in doors]  # type: ignore[misc] # a lambda's default
+    )
+
+    # One that finds only what others are about to get may stop early: the rest is still there.
+    granted = [job_id for part in found for job_id in part]
+    granted += claim_more(ledger, given.lease(ledger), 30)
+    assert sorted(granted) == ids
+
+
+def test_what_must_run_alone_waits_until_the_process_is_idle_and_holds_up_the_younger(
+    ledger: Ledger,
+) -> None:
+    # Given a process that runs a suspect, and three more, the oldest of which must run alone
+    suspects(ledger, *"abcd")
+    dispatched(ledger, *"abcd")
+    must_run_alone(ledger, "b")
+    lease = given.lease(ledger, isolated=True)
+    (first,) = claim_suspects(ledger, lease, ["celery"], 1, idle=True)
+    assert first.fence.id == "a"
+
+    # When it asks for more, it gets nothing, whatever it says of itself
+    assert claim_more(ledger, lease, idle=False) == []
+    assert claim_more(ledger, lease, idle=True) == []
+
+    # Then idle, it gets that one alone
+    finish(ledger, [given.success(first.fence)])
+    assert claim_more(ledger, lease, idle=False) == []
+    (alone,) = claim_suspects(ledger, lease, ["celery"], 8, idle=True)
+    assert (alone.fence.id, alone.suspicion) == ("b", 2)
+
+    # And while it runs that one nothing else, and the others after it
+    assert claim_more(ledger, lease, idle=True) == []
+    finish(ledger, [given.success(alone.fence)])
+    assert claim_more(ledger, lease) == ["c", "d"]
+
+
+def test_what_must_run_alone_waits_its_turn(ledger: Ledger) -> None:
+    suspects(ledger, *"abc")
+    dispatched(ledger, *"acb")
+    must_run_alone(ledger, "b")
+
+    assert claim_more(ledger, given.lease(ledger, isolated=True)) == ["a", "c"]
+    assert claim_more(ledger, given.lease(ledger, isolated=True)) == ["b"]
 
 
 def test_a_claim_says_how_often_the_job_was_lost(ledger: Ledger) -> None:
     given.enqueued(ledger, "a", "b")
-    ledger.execute("UPDATE jobs SET lost = 2, suspect = id = 'b'")
+    ledger.execute("UPDATE jobs SET lost = 2, suspicion = CASE id WHEN 'b' THEN 1 ELSE 0 END")
     lease = given.lease(ledger)
 
     (first,) = claim(ledger, lease, ["a"])
     (again,) = claim(ledger, lease, ["a"])
-    suspect = claim_suspect(ledger, lease, ["celery"])
+    (suspect,) = claim_suspects(ledger, lease, ["celery"], 1, idle=True)
 
-    assert suspect is not None
     assert (first.lost, again.lost, suspect.lost) == (2, 2, 2)
 
 
-@pytest.mark.parametrize("suspect", [False, True])
-def test_an_expired_job_is_not_started(ledger: Ledger, suspect: bool) -> None:
+@pytest.mark.parametrize("suspicion", [0, 1, 2])
+def test_an_expired_job_is_not_started(ledger: Ledger, suspicion: int) -> None:
     given.enqueued(ledger, "a", expires=60)
-    if suspect:
-        ledger.execute("UPDATE jobs SET suspect = true")
+    ledger.execute("UPDATE jobs SET suspicion = :level", {"level": suspicion})
     given.age(ledger, "expires_at", 120, "a")
     lease = given.lease(ledger)
 
     assert claim(ledger, lease, ["a"]) == []
-    assert claim_suspect(ledger, lease, ["celery"]) is None
+    assert claim_more(ledger, lease) == []
 
 
 def test_only_what_is_queued_is_granted(ledger: Ledger) -> None:

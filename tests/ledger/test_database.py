@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import time
 import traceback
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 
 import pytest
 from sqlalchemy.exc import DBAPIError
 
 from tests.ledger import given
+from tests.proxy import Proxy
 from worker.errors import LedgerError, LedgerUnavailable
 from worker.jobs.job import Finish, Message
 from worker.jobs.states import State
@@ -82,3 +85,40 @@ def test_a_standby_counts_as_away_and_is_left_for_the_primary(
     # Then the same door does
     enqueue(door, [given.job("a")])
     assert given.state_of(ledger, "a") is State.QUEUED
+
+
+def test_a_postgres_that_takes_a_statement_and_says_nothing_is_away(
+    proxy: Proxy, open_ledger: Callable[..., Ledger]
+) -> None:
+    # Given a connection whose bytes are taken and never answered: no timeout of a socket sees that
+    door = given.connected(open_ledger(proxy.url, timeout=1.0))
+    proxy.blackhole()
+
+    # Then a statement, or a commit, fails when it has waited for two such timeouts
+    for _ in range(2):
+        began = time.monotonic()
+        with pytest.raises(LedgerUnavailable):
+            door.execute("SELECT 1")
+        assert time.monotonic() - began < 10  # for ever, but for the bound
+
+    # and the door leads in again when Postgres answers
+    proxy.heal()
+    assert len(door.execute("SELECT 1")) == 1
+
+
+def test_a_statement_that_takes_its_time_is_not_cut_short(
+    open_ledger: Callable[..., Ledger],
+) -> None:
+    door = open_ledger(timeout=1.0)
+    assert len(door.execute("SELECT pg_sleep(1.2)")) == 1
+    assert len(door.execute("SELECT pg_sleep(1.2)")) == 1  # each has the whole time
+
+
+def test_a_migration_may_take_longer_than_any_answer(url: str) -> None:
+    with closing(Ledger(url, connections=1, connect_timeout=1.0, waits_for_ever=True)) as door:
+        assert len(door.execute("SELECT pg_sleep(2.5)")) == 1
+    with (
+        closing(Ledger(url, connections=1, connect_timeout=1.0)) as door,
+        pytest.raises(LedgerUnavailable, match="has not answered for 2 s"),
+    ):
+        door.execute("SELECT pg_sleep(2.5)")

@@ -113,7 +113,7 @@ def test_what_was_rung_again_gets_a_grace_of_its_own(ledger: Ledger) -> None:
 
 def test_nobody_rings_for_suspects_and_running_jobs(ledger: Ledger) -> None:
     given.enqueued(ledger, "suspect")
-    ledger.execute("UPDATE jobs SET suspect = true")
+    ledger.execute("UPDATE jobs SET suspicion = 1")
     given.running(ledger, "running")
     given.age(ledger, "dispatched_at", 6000, "suspect", "running")
 

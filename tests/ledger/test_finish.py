@@ -82,7 +82,7 @@ def test_a_rescued_job_ignores_its_first_worker(ledger: Ledger) -> None:
 
     # When the first worker finishes, before and while another one runs it
     assert finish(ledger, [given.success(first, b"1")]).granted == frozenset()
-    ledger.execute("UPDATE jobs SET suspect = false")
+    ledger.execute("UPDATE jobs SET suspicion = 0")
     (second,) = claim(ledger, given.lease(ledger), ["a"])
     assert finish(ledger, [given.success(first, b"1")]).granted == frozenset()
 
@@ -227,31 +227,41 @@ def test_a_release_is_no_loss(ledger: Ledger) -> None:
     assert (job.lost, job.suspect, job.attempts[0].outcome) == (0, False, "released")
 
 
-def test_a_child_lost_alone_counts_up_to_the_limit(ledger: Ledger) -> None:
+def test_each_child_lost_alone_counts(ledger: Ledger) -> None:
     # Given a job whose child process dies, again and again
     given.enqueued(ledger, "a")
     for number in (1, 2, 3):
-        ledger.execute("UPDATE jobs SET suspect = false")
         (one,) = claim(ledger, given.lease(ledger), ["a"])
-        finish(ledger, [Finish(one.fence, State.QUEUED, "lost", error="SIGKILL", lost_limit=3)])
+        assert one.lost == number - 1
+        finish(ledger, [Finish(one.fence, State.QUEUED, "lost", error="SIGKILL")])
         assert given.job_of(ledger, "a").lost == number
 
-    # Then the third time it is poison, with its evidence
+    # Then it is still nobody else's to judge, and its evidence is kept
     job = given.job_of(ledger, "a")
-    assert job.state is State.FAILED and job.finished_at is not None
-    assert job.error == "poison: 3 attempts were lost with their process"
+    assert (job.state, job.suspect) == (State.QUEUED, False)
     assert given.attempts_of(ledger, "a") == [(1, "lost"), (2, "lost"), (3, "lost")]
     assert {attempt.error for attempt in job.attempts} == {"SIGKILL"}
 
 
 def test_an_ordinary_end_clears_the_count_of_losses(ledger: Ledger) -> None:
     fence = given.running(ledger, "a")
-    ledger.execute("UPDATE jobs SET lost = 2, suspect = true")
+    ledger.execute("UPDATE jobs SET lost = 2, suspicion = 2")
 
     finish(ledger, [given.retry(fence)])
 
     job = given.job_of(ledger, "a")
     assert (job.lost, job.suspect) == (0, False)
+
+
+@pytest.mark.parametrize("outcome", ["lost", "released", "postponed"])
+def test_what_did_not_end_stays_as_suspect_as_it_was(ledger: Ledger, outcome: str) -> None:
+    fence = given.running(ledger, "a")
+    ledger.execute("UPDATE jobs SET suspicion = 2")
+
+    done = finish(ledger, [Finish(fence, State.QUEUED, outcome)])
+
+    assert done.granted == {"a"} and done.rings == ()  # an isolated process asks for it
+    assert ledger.execute("SELECT suspicion FROM jobs") == [(2,)]
 
 
 def test_progress_is_the_running_attempts_alone(ledger: Ledger) -> None:
@@ -355,7 +365,6 @@ def test_a_loss_that_the_worker_judged_is_written_as_it_is_and_counted(ledger: L
         error="lost for the third time",
         outbox=(given.job("errback"),),
         ended=(ended,),
-        lost_limit=3,
     )
     assert finish(ledger, [end]).granted == {"a"}
 
@@ -370,7 +379,7 @@ def test_a_loss_that_the_worker_judged_is_written_as_it_is_and_counted(ledger: L
 
 def test_repeating_a_loss_that_made_poison_counts_as_granted(ledger: Ledger) -> None:
     fence = given.running(ledger, "a")
-    end = Finish(fence, State.QUEUED, "lost", error="SIGKILL", lost_limit=1)
+    end = Finish(fence, State.FAILED, "lost", error="SIGKILL")
     finish(ledger, [end])
 
     assert finish(ledger, [end]).granted == {"a"}

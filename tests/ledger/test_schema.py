@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import psycopg2
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
 from tests.servers import Databases
 from worker.jobs.states import State
 from worker.ledger import schema
+from worker.ledger.claim import claim, claim_suspects
 from worker.ledger.database import Ledger
+from worker.ledger.migrate import _config
 from worker.settings import Settings
 
 _COLUMNS = """
@@ -69,6 +72,42 @@ def test_the_migrations_make_what_the_schema_says(databases: Databases) -> None:
         assert found[query] == expected[query]
     migrated.close()
     declared.close()
+
+
+def test_who_is_a_suspect_stays_one_when_suspicion_gets_degrees(databases: Databases) -> None:
+    # Given a database of the first version, with a suspect and another job
+    ledger = ledger_at(emptied(databases))
+    upgrade(ledger, "0001")
+    ledger.execute("""
+        INSERT INTO jobs (id, task, queue, list, priority, state, suspect, dispatch_seq,
+                          fingerprint, envelope, body)
+        SELECT id, 't', 'celery', 'celery', 0, 'queued', suspect, 1, '', '{}', '[]'
+        FROM (VALUES ('fresh', false), ('suspect', true)) AS v (id, suspect)
+    """)
+    ledger.execute("""
+        INSERT INTO workers (lease, name, queues, expires_at)
+        VALUES ('l', 'w', '{celery}', clock_timestamp() + interval '600 s')
+    """)
+
+    # When it is migrated
+    upgrade(ledger, "0002")
+
+    # Then the suspect is one still, and the lease of a worker that runs on is valid
+    (found,) = claim_suspects(ledger, "l", ["celery"], 5, idle=True)
+    assert (found.fence.id, found.suspicion) == ("suspect", 1)
+    assert [one.fence.id for one in claim(ledger, "l", ["fresh", "suspect"])] == [
+        "fresh",
+        "suspect",
+    ]
+    assert ledger.execute("SELECT pod, slots FROM workers") == [(None, 1)]
+    ledger.close()
+
+
+def upgrade(ledger: Ledger, revision: str) -> None:
+    with ledger.transaction() as connection:
+        config = _config()
+        config.attributes["connection"] = connection
+        command.upgrade(config, revision)
 
 
 def test_the_ledger_knows_exactly_the_states(database_url: str) -> None:

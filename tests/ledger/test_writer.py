@@ -112,7 +112,6 @@ def test_of_two_ends_of_one_attempt_the_first_counts(ledger: Ledger, told: Writt
         {"children": "a\0b"},
         {"traceback": "\0"},
         {"error": "\ud800"},
-        {"lost_limit": 1 << 40},
         {"state": State.SCHEDULED, "delay": None},
         {"state": State.SCHEDULED, "delay": 1e300},
     ],

@@ -9,16 +9,18 @@ from celery import Celery
 
 from worker.broker.doorbells import Doorbells
 from worker.errors import Conflict, LedgerUnavailable
-from worker.jobs.job import Fence, Ring
+from worker.jobs.job import Fence, Finish, Ring
 from worker.jobs.message import new_job
 from worker.jobs.queues import lists_of
 from worker.jobs.states import State
+from worker.ledger.change import cancel
 from worker.ledger.database import Ledger
 from worker.ledger.enqueue import enqueue
+from worker.ledger.finish import finish
 from worker.ledger.lease import open_lease
 from worker.ledger.read import counts, read
-from worker.runtime.claims import Claims
-from worker.runtime.fetch import DoorbellSource
+from worker.runtime.claims import Claims, Phase
+from worker.runtime.fetch import DoorbellSource, SuspectSource
 from worker.settings import Settings
 from worker.stack.postgres import PostgresServer
 
@@ -181,3 +183,69 @@ def test_a_foreign_job_that_postgres_refuses_is_kept_for_operators(given: Given)
     assert [claim.fence.id for claim in given.source().take(given.lease, 10)] == [good]
     (note,) = given.doorbells.quarantined()
     assert "test.odd" in note["entry"]
+
+
+class Suspects:
+    """An isolated process's source, and what a test needs around it."""
+
+    def __init__(self, given: Given, slots: int) -> None:
+        self.given = given
+        self.claims = Claims(lambda: slots)
+        self.lease = open_lease(given.ledger, "i", ["celery"], 60, isolated=True, slots=slots)
+        self.source = SuspectSource(given.ledger, self.claims, lambda: ["celery"], pause=0)
+
+    def suspected(self, suspicion: int) -> str:
+        job = new_job("test.add", [1, 1])
+        enqueue(self.given.ledger, [job])
+        self.given.ledger.execute(
+            "UPDATE jobs SET suspicion = :level WHERE id = :id", {"level": suspicion, "id": job.id}
+        )
+        return job.id
+
+    def take(self) -> list[Fence]:
+        return [one.fence for one in self.source.take(self.lease, self.claims.free())]
+
+
+def test_suspects_fill_the_free_children_and_are_in_the_inventory(given: Given) -> None:
+    suspects = Suspects(given, 3)
+    ids = {suspects.suspected(1) for _ in range(5)}
+
+    first = suspects.take()
+
+    assert len(first) == 3 and {fence.id for fence in first} < ids
+    assert {entry.fence for entry in suspects.claims.entries()} == set(first)
+    assert suspects.take() == []
+    finish(given.ledger, [Finish(first[0], State.SUCCEEDED, "succeeded")])
+    suspects.claims.settle(first[0])
+    assert len(suspects.take()) == 1
+
+
+def test_what_must_run_alone_waits_for_ends_that_are_not_committed(given: Given) -> None:
+    # Given a suspect whose end waits to be written, and one that must run alone
+    suspects = Suspects(given, 3)
+    suspects.suspected(1)
+    (first,) = suspects.take()
+    alone = suspects.suspected(2)
+    suspects.claims.move(first, Phase.ENDED)
+
+    # Then it waits, because that end would be lost with it
+    assert suspects.take() == []
+    finish(given.ledger, [Finish(first, State.SUCCEEDED, "succeeded")])
+    assert suspects.take() == []
+    suspects.claims.settle(first)
+    assert [fence.id for fence in suspects.take()] == [alone]
+
+
+def test_beside_what_runs_alone_nothing_is_taken_even_after_its_cancel(given: Given) -> None:
+    # Given a job that runs alone, and is cancelled: its child lives for a while
+    suspects = Suspects(given, 3)
+    suspects.suspected(2)
+    (alone,) = suspects.take()
+    other = suspects.suspected(1)
+    assert suspects.take() == []
+    cancel(given.ledger, alone.id, "not wanted", running=True)
+
+    # Then the others wait until this process has let go of it too
+    assert suspects.take() == []
+    suspects.claims.settle(alone)
+    assert [fence.id for fence in suspects.take()] == [other]

@@ -38,12 +38,27 @@ class _PatientPing:
             return False
 
 
+class QoS(kombu_redis.QoS):  # type: ignore[misc] # kombu is not typed
+    """kombu's bookkeeping of unacknowledged messages, of which a durable app has none."""
+
+    def restore_visible(self, *args: Any, **kwargs: Any) -> None:
+        """Restore nothing: the keeper does it, by Redis's clock.
+
+        kombu would when a worker connects, by the worker's clock, under a lock that a full Redis
+        refuses; the worker would end of that.
+        """
+        if WRITER not in self.channel.connection.client.transport_options:
+            super().restore_visible(*args, **kwargs)
+
+
 class Channel(kombu_redis.Channel):  # type: ignore[misc] # kombu is not typed
     """kombu's Redis channel, except that a task message becomes a row and then a doorbell.
 
     No guarantee may rest on anything above this point: `send_task`, unregistered signatures, beat
     and canvas all bypass `Task.apply_async`, and the publish signals cannot veto.
     """
+
+    QoS = QoS
 
     def __init__(self, connection: Any, **kwargs: Any) -> None:
         self._patient = bool(connection.client.transport_options.get(PATIENT))
@@ -62,10 +77,12 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc] # kombu is not typed
             return 0
 
     def _queue_bind(self, *args: Any) -> None:
+        # A task's row says where it goes; a binding serves producers without the ledger.
         try:
             super()._queue_bind(*args)
+        except redis.exceptions.ResponseError as exc:  # Redis is full, or a standby
+            logger.warning("Redis refuses a binding, which jobs do without: %s", exc)
         except self.connection_errors:
-            # A task's row says where it goes; a binding serves producers without the ledger.
             if not self._patient:
                 raise
 

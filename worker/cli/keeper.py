@@ -19,14 +19,16 @@ from worker.telemetry.logs import set_up
 def keeper() -> None:
     """Run the keeper until SIGTERM or Ctrl-C. Run two or more: one leads, the others wait.
 
-    Exit codes: 0 stopped, 2 the schema or a setting is wrong, 3 Postgres is unavailable.
+    Exit codes: 0 stopped, 2 the schema or a setting is wrong, 3 Postgres is unavailable at the
+    start, 70 it was wedged.
     """
     settings = Settings.load()
     set_up(settings.log_level)
+    keep = Keeper(settings, all_duties())
+    keep.health.serve()
     ledger = Ledger(settings.database_url.get_secret_value(), connections=1)
     check_schema(ledger)
     ledger.close()
-    keep = Keeper(settings, all_duties())
 
     def stop(*_: Any) -> None:
         keep.stop()

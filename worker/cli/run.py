@@ -30,7 +30,8 @@ def run(
 ) -> None:
     """Run a worker until SIGTERM or Ctrl-C; every other option is Celery's own.
 
-    Exit codes: 0 drained, 2 the schema or a setting is wrong, 3 a store is unavailable.
+    Exit codes: 0 drained, 2 the schema or a setting is wrong, 3 a store is unavailable at the
+    start, 70 it was wedged.
     """
     settings = Settings.load()
     _preflight(settings)

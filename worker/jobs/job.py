@@ -102,13 +102,21 @@ class Fence:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A job granted to this worker's lease; `lost` of its attempts were lost alone until now."""
+    """A job granted to this worker's lease.
+
+    Attributes:
+        fence: under which it may be finished.
+        task, queue, message: what to run.
+        lost: how many of its attempts were lost alone until now.
+        suspicion: 0 for none, 1 for a suspect, 2 for one that must run alone.
+    """
 
     fence: Fence
     task: str
     queue: str
     message: Message
     lost: int = 0
+    suspicion: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,8 +153,6 @@ class Finish:
         replacement: the job as it shall run next, when a retry changed it.
         outbox: jobs that come to be only if this finish is granted: links, the next of a chain.
         ended: jobs that end with it: the later steps of a chain that failed.
-        lost_limit: when the outcome is lost: the count at which the job is failed as poison; with
-            the state failed already, that end is written as it is, and the loss is counted.
     """
 
     fence: Fence
@@ -161,7 +167,6 @@ class Finish:
     replacement: NewJob | None = None
     outbox: tuple[NewJob, ...] = ()
     ended: tuple[Ended, ...] = ()
-    lost_limit: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

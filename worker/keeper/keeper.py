@@ -14,6 +14,7 @@ from typing import Protocol
 from worker.broker.doorbells import Doorbells
 from worker.errors import BrokerUnavailable, LeaseLost, LedgerError, LedgerUnavailable
 from worker.jobs.job import Ring
+from worker.keeper.health import LEADING, Health
 from worker.ledger.database import Ledger
 from worker.ledger.leader import Leadership
 from worker.settings import Settings
@@ -83,6 +84,7 @@ class Keeper:
             settings,
         )
         self._duties = duties
+        self.health = Health(settings, [LEADING, *map(_name_of, duties)])
         self._leads = threading.Event()
         self._stop = threading.Event()
 
@@ -102,24 +104,27 @@ class Keeper:
             SchemaMissing: the tables are not there.
         """
         threads = [
-            threading.Thread(target=self._serve, args=(duty,), name=type(duty).__name__)
+            threading.Thread(target=self._serve, args=(duty,), name=_name_of(duty))
             for duty in self._duties
         ]
         for thread in threads:
             thread.start()
+        self.health.watch()
         try:
             while not self._stop.is_set():
                 self._take_the_lead()
                 self._stop.wait(LEAD_EVERY)
         finally:
             self._stop.set()
+            self.health.stop()
             for thread in threads:
                 thread.join()
             self._resign()
 
     def _take_the_lead(self) -> None:
         try:
-            leads = self._post.leadership.take(self._post.ledger)
+            with self.health.round_of(LEADING):
+                leads = self._post.leadership.take(self._post.ledger)
         except LedgerUnavailable as exc:
             if self.leads:
                 logger.warning("The lead could not be extended: %s", exc)
@@ -144,17 +149,22 @@ class Keeper:
         while not self._stop.is_set():
             pause = duty.every
             try:
-                if self.leads and duty.run(self._post):
-                    pause = 0.0
+                with self.health.round_of(_name_of(duty)):
+                    if self.leads and duty.run(self._post):
+                        pause = 0.0
                 away = False
             except LeaseLost:
                 self._leads.clear()
             except LedgerError as exc:
                 if not away:
-                    logger.warning("%s waits: %s", type(duty).__name__, exc)
+                    logger.warning("%s waits: %s", _name_of(duty), exc)
                 away, pause = True, max(pause, AWAY_PAUSE)
             except Exception:
                 # One bad round must not end the keeper: nobody else would find lost jobs.
-                logger.exception("%s failed, trying again", type(duty).__name__)
+                logger.exception("%s failed, trying again", _name_of(duty))
                 pause = max(pause, AWAY_PAUSE)
             self._stop.wait(pause)
+
+
+def _name_of(duty: Duty) -> str:
+    return type(duty).__name__

@@ -13,10 +13,12 @@ from worker.jobs.states import State
 from worker.keeper.keeper import Post
 from worker.ledger.enqueue import insert_ended
 from worker.ledger.read import read_many
-from worker.ledger.rescue import rescue, uptime
+from worker.ledger.rescue import condemned, rescue, uptime
 
 logger = logging.getLogger(__name__)
 
+#: Seconds of the past in which jobs may have been condemned without a word to their chains.
+LOOK_BACK = 3600.0
 BROKEN_CHAIN = "an earlier step of the chain is poison"
 
 
@@ -34,6 +36,7 @@ class Rescuer:
         self._last = 0.0
         self._last_expiry = -math.inf
         self._condemned: set[str] = set()
+        self._looks_back = True
 
     def run(self, post: Post) -> bool:
         """See `Duty`."""
@@ -41,7 +44,8 @@ class Rescuer:
         try:
             up = uptime(post.ledger)
         except LedgerUnavailable:
-            self._watching_since = None
+            # A rescue may have been committed without an answer, or by another keeper that died.
+            self._watching_since, self._looks_back = None, True
             raise
         now = boot_time()
         if self._watching_since is None or now - self._last > lease / 3:
@@ -50,6 +54,7 @@ class Rescuer:
         if min(now - self._watching_since, up) < lease:
             return False
         # Processes that die together renew at different moments, up to a third of a lease apart.
+        # A worker and its isolated process, which the ledger ends together, apart.
         accuse = now - self._last_expiry > lease / 2
         done = rescue(post.ledger, post.leadership, post.settings.lost_limit, accuse=accuse)
         if done.leases:
@@ -60,6 +65,9 @@ class Rescuer:
                 "Rescued %d jobs of %d expired leases; %d are poison.",
                 len(done.queued), done.leases, len(done.poisoned),
             )  # fmt: skip
+        if self._looks_back:
+            self._condemned.update(condemned(post.ledger, LOOK_BACK))
+            self._looks_back = False
         self._end_chains(post)
         return done.full
 

@@ -29,7 +29,7 @@ _CANCEL = text("""
 
 _REPLAY = text("""
     UPDATE jobs
-    SET state = 'queued', lost = 0, suspect = false, lease = NULL, result = NULL,
+    SET state = 'queued', lost = 0, suspicion = 0, lease = NULL, result = NULL,
         result_type = NULL, children = NULL, error = NULL, traceback = NULL, finished_at = NULL,
         expires_at = NULL, run_at = NULL, dispatch_seq = nextval('dispatch_seq'),
         dispatched_at = clock_timestamp(), rings = 1

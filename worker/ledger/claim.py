@@ -10,6 +10,9 @@ from worker.jobs.job import Claim, Fence, Message, NewJob
 from worker.ledger.database import Ledger
 from worker.ledger.enqueue import insert
 
+#: The suspicion at which a job runs in a process that holds nothing else.
+ALONE = 2
+
 # The claim locks its own unexpired lease row. Expiry deletes that row first and takes the jobs in
 # a second statement: so either the claim finds no lease, or expiry finds the claim (PROTOCOL 6).
 _MINE = """
@@ -27,13 +30,13 @@ _GRANT = """
     FROM wanted, mine
     WHERE jobs.id = wanted.id AND jobs.state = 'queued'
     RETURNING jobs.id, jobs.attempt, jobs.lease, jobs.task, jobs.queue, jobs.envelope, jobs.body,
-              jobs.lost
+              jobs.lost, jobs.suspicion
 """
 
 _CLAIM = text(f"""
     WITH {_MINE}, wanted AS MATERIALIZED (
         SELECT jobs.id FROM jobs, mine
-        WHERE jobs.id = ANY(CAST(:ids AS text[])) AND jobs.state = 'queued' AND NOT jobs.suspect
+        WHERE jobs.id = ANY(CAST(:ids AS text[])) AND jobs.state = 'queued' AND jobs.suspicion = 0
           AND (jobs.expires_at IS NULL OR jobs.expires_at > clock_timestamp())
         ORDER BY jobs.id
         FOR UPDATE OF jobs
@@ -41,31 +44,35 @@ _CLAIM = text(f"""
     {_GRANT}
 """)  # noqa: S608 -- constants of this module
 
-_CLAIM_SUSPECT = text(f"""
+# Looked at without a lock, because an isolated process that must wait looks again and again.
+_OLDEST_SUSPECT = text("""
+    SELECT suspicion FROM jobs
+    WHERE state = 'queued' AND suspicion > 0 AND queue = ANY(CAST(:queues AS text[]))
+      AND (expires_at IS NULL OR expires_at > clock_timestamp())
+    ORDER BY dispatch_seq LIMIT 1
+""")
+
+# What must run alone finds nothing beside it, and nothing comes beside it. In the order of their
+# dispatch and not of their ids: what skips locked rows waits for none, and so cannot deadlock.
+_CLAIM_SUSPECTS = text(f"""
     WITH {_MINE}, wanted AS MATERIALIZED (
         SELECT jobs.id FROM jobs, mine
-        WHERE jobs.state = 'queued' AND jobs.suspect AND jobs.queue = ANY(CAST(:queues AS text[]))
+        WHERE jobs.state = 'queued' AND jobs.suspicion > 0 AND jobs.suspicion = :level
+          AND jobs.queue = ANY(CAST(:queues AS text[]))
           AND (jobs.expires_at IS NULL OR jobs.expires_at > clock_timestamp())
+          AND NOT EXISTS (SELECT FROM jobs held
+                          WHERE held.state = 'running' AND held.lease = :lease
+                            AND GREATEST(held.suspicion, :level) >= {ALONE})
         ORDER BY jobs.dispatch_seq
-        LIMIT 1
+        LIMIT :most
         FOR UPDATE OF jobs SKIP LOCKED
     )
     {_GRANT}
 """)  # noqa: S608 -- constants of this module
 
 _HELD = text("""
-    SELECT id, attempt, lease, task, queue, envelope, body, lost FROM jobs
+    SELECT id, attempt, lease, task, queue, envelope, body, lost, suspicion FROM jobs
     WHERE state = 'running' AND lease = :lease AND id = ANY(CAST(:ids AS text[]))
-""")
-
-_SUSPECTS_WAIT = text("""
-    SELECT (SELECT count(*) FROM jobs
-            WHERE state = 'queued' AND suspect AND queue = ANY(CAST(:queues AS text[])))
-         > (SELECT count(*) FROM workers
-            WHERE isolated AND expires_at > clock_timestamp()
-              AND queues && CAST(:queues AS text[])
-              AND NOT EXISTS (SELECT FROM jobs
-                              WHERE state = 'running' AND jobs.lease = workers.lease)) AS wait
 """)
 
 
@@ -99,21 +106,34 @@ def adopt(ledger: Ledger, lease: str, jobs: Sequence[NewJob]) -> list[Claim]:
     return ledger.run(work) if jobs else []
 
 
-def claim_suspect(ledger: Ledger, lease: str, queues: Sequence[str]) -> Claim | None:
-    """Claim one suspect of `queues` for `lease`, whose process must hold nothing else."""
+def claim_suspects(
+    ledger: Ledger, lease: str, queues: Sequence[str], most: int, *, idle: bool
+) -> list[Claim]:
+    """Claim up to `most` suspects of `queues` for `lease`, or one that must run alone.
 
-    def work(connection: Connection) -> Claim | None:
-        rows = connection.execute(_CLAIM_SUSPECT, {"lease": lease, "queues": list(queues)})
-        claims = _rows(rows)
-        return claims[0] if claims else None
+    The oldest one decides. If it must run alone, nothing is claimed until the process is `idle`,
+    and then that one; beside it nothing is claimed. So neither kind starves the other.
 
-    return ledger.run(work)
+    Args:
+        ledger: where.
+        lease: an isolated process's.
+        queues: those that it consumes.
+        most: its free slots, each a child process of its own.
+        idle: whether it holds nothing, ends that are not committed yet included.
 
+    Raises:
+        Unavailable: Postgres is away.
+    """
 
-def suspects_wait(ledger: Ledger, queues: Sequence[str]) -> bool:
-    """Whether more suspects of `queues` wait than processes for them to run alone in are free."""
-    (row,) = ledger.rows(_SUSPECTS_WAIT, {"queues": list(queues)})
-    return bool(row.wait)
+    def work(connection: Connection) -> list[Claim]:
+        parameters = {"lease": lease, "queues": list(queues), "most": most}
+        level = connection.execute(_OLDEST_SUSPECT, parameters).scalar()
+        if level is None or (level >= ALONE and not idle):
+            return []
+        parameters |= {"level": level, "most": 1 if level >= ALONE else most}
+        return _rows(connection.execute(_CLAIM_SUSPECTS, parameters))
+
+    return ledger.run(work) if most > 0 else []
 
 
 def _all_claims(connection: Connection, lease: str, ids: Sequence[str]) -> list[Claim]:
@@ -136,6 +156,7 @@ def _rows(rows: object) -> list[Claim]:
             row.queue,
             Message(row.envelope, bytes(row.body)),
             row.lost,
+            row.suspicion,
         )
         for row in rows  # type: ignore[attr-defined] # a CursorResult
     ]

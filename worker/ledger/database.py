@@ -20,6 +20,7 @@ from sqlalchemy.exc import DataError, DBAPIError, InterfaceError, OperationalErr
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from worker.errors import InvalidSettings, LedgerError, LedgerUnavailable, SchemaMissing
+from worker.ledger.silence import NoAnswer, Patience
 
 T = TypeVar("T")
 
@@ -33,6 +34,8 @@ _UNDEFINED_TABLE = "42P01"
 #: A write where none is taken: after a failover the connection leads to what is a standby now.
 _READ_ONLY = "25006"
 _TRIES = 5
+#: The longest wait for an answer, in connect timeouts.
+ANSWERS = 2
 #: Seconds after which Postgres ends a transaction of ours that does nothing; none should.
 IDLE_TRANSACTION_SECONDS = 5
 #: Bytes of data in one statement, about. Postgres takes no message above 1 GB, where bytes stand as
@@ -53,7 +56,9 @@ class Ledger:
     Args:
         url: SQLAlchemy URL, `postgresql+psycopg2://…`.
         name: shown in `pg_stat_activity` as `application_name`.
-        connect_timeout: seconds until an unreachable server counts as away.
+        connect_timeout: seconds until an unreachable server counts as away. One that is silent
+            does when the answer to a statement has not come in `ANSWERS` times as many.
+        waits_for_ever: let a statement take any time, as a migration may.
         connections: the most connections this process opens.
     """
 
@@ -64,8 +69,11 @@ class Ledger:
         name: str = "celery-ledger",
         connect_timeout: float = 5.0,
         connections: int = 4,
+        waits_for_ever: bool = False,
     ) -> None:
         self._pid = os.getpid()
+        patience = Patience(ANSWERS * connect_timeout)
+        watched = {} if waits_for_ever else {"connection_factory": patience.connection}
         self._engine = create_engine(
             url,
             pool_size=connections,
@@ -80,7 +88,8 @@ class Ledger:
                 "keepalives_idle": 5,
                 "keepalives_interval": 2,
                 "keepalives_count": 3,
-                "tcp_user_timeout": round(connect_timeout * 2000),
+                "tcp_user_timeout": round(connect_timeout * ANSWERS * 1000),
+                **watched,
             },
         )
 
@@ -193,6 +202,8 @@ def translated() -> Iterator[None]:
 
 
 def _meaning(error: DBAPIError) -> Exception:
+    if isinstance(error.orig, NoAnswer):  # not tried again: the next wait would be as long
+        return LedgerUnavailable(f"Postgres is not available: {error.orig}.")
     state = getattr(error.orig, "pgcode", None) or ""
     if state in (_DEADLOCK, _SERIALIZATION):
         return _Again("Postgres rolled the transaction back because of a concurrent one.")

@@ -42,7 +42,7 @@ _LISTS = text("""
 _LOST = text("""
     WITH lost AS MATERIALIZED (
         SELECT id FROM jobs
-        WHERE state = 'queued' AND list = :list AND NOT suspect
+        WHERE state = 'queued' AND list = :list AND suspicion = 0
           AND (CAST(:front AS bigint) IS NULL OR dispatch_seq < :front)
           AND dispatched_at < clock_timestamp() - :grace * interval '1 second'
         ORDER BY dispatch_seq LIMIT :batch
@@ -59,7 +59,7 @@ _LOST = text("""
 _UNSURE = text("""
     WITH unsure AS MATERIALIZED (
         SELECT id FROM jobs
-        WHERE state = 'queued' AND list = :list AND NOT suspect
+        WHERE state = 'queued' AND list = :list AND suspicion = 0
           AND dispatched_at < clock_timestamp()
               - LEAST(60 * power(2, LEAST(rings, 10) - 1), 3600) * interval '1 second'
         ORDER BY dispatch_seq LIMIT :batch

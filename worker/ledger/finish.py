@@ -25,9 +25,9 @@ _INPUT = """
             CAST(:result_type AS text[]), CAST(:error AS text[]), CAST(:traceback AS text[]),
             CAST(:children AS text[]), CAST(:delay AS float8[]), CAST(:task AS text[]),
             CAST(:queue AS text[]), CAST(:list AS text[]), CAST(:priority AS smallint[]),
-            CAST(:envelope AS text[]), CAST(:body AS bytea[]), CAST(:lost_limit AS int[]))
+            CAST(:envelope AS text[]), CAST(:body AS bytea[]))
         AS i (id, attempt, lease, state, outcome, result, result_type, error, traceback, children,
-              delay, task, queue, list, priority, envelope, body, lost_limit)
+              delay, task, queue, list, priority, envelope, body)
     )
 """
 _FIELDS = (
@@ -48,40 +48,33 @@ _FIELDS = (
     "priority",
     "envelope",
     "body",
-    "lost_limit",
 )
 
 # The rows are locked in id order, so that two opposite batches cannot deadlock (PROTOCOL 20). The
 # guard stands twice: once to lock, once more because a waited-for row may have changed.
 _FINISH = text(f"""
     WITH {_INPUT}, locked AS MATERIALIZED (
-        SELECT jobs.id,
-               CASE WHEN i.outcome = 'lost' AND jobs.lost + 1 >= i.lost_limit THEN 'failed'
-                    ELSE i.state END AS state
-        FROM jobs JOIN input i ON i.id = jobs.id
+        SELECT jobs.id FROM jobs JOIN input i ON i.id = jobs.id
         WHERE jobs.state = 'running' AND jobs.attempt = i.attempt AND jobs.lease = i.lease
         ORDER BY jobs.id
         FOR UPDATE OF jobs
     ), moved AS (
         UPDATE jobs
-        SET state = locked.state,
+        SET state = i.state,
             result = i.result, result_type = i.result_type, children = i.children,
-            error = CASE WHEN i.outcome = 'lost' AND i.state <> locked.state
-                         THEN format('poison: %s attempts were lost with their process',
-                                     jobs.lost + 1)
-                         ELSE i.error END,
-            traceback = i.traceback,
+            error = i.error, traceback = i.traceback,
             lost = CASE WHEN i.outcome = 'lost' THEN jobs.lost + 1
                         WHEN i.outcome IN ('released', 'postponed') THEN jobs.lost ELSE 0 END,
-            suspect = jobs.suspect AND i.outcome IN ('lost', 'released', 'postponed'),
-            finished_at = CASE WHEN locked.state IN ('succeeded', 'failed', 'cancelled')
+            suspicion = CASE WHEN i.outcome IN ('lost', 'released', 'postponed')
+                             THEN jobs.suspicion ELSE 0 END,
+            finished_at = CASE WHEN i.state IN ('succeeded', 'failed', 'cancelled')
                                THEN clock_timestamp() END,
-            run_at = CASE WHEN locked.state <> 'scheduled' THEN jobs.run_at
+            run_at = CASE WHEN i.state <> 'scheduled' THEN jobs.run_at
                           WHEN i.delay = 'Infinity' THEN 'infinity'
                           ELSE clock_timestamp() + i.delay * interval '1 second' END,
-            dispatch_seq = CASE WHEN locked.state = 'queued' THEN nextval('dispatch_seq') END,
-            dispatched_at = CASE WHEN locked.state = 'queued' THEN clock_timestamp() END,
-            rings = CASE WHEN locked.state = 'queued' THEN 1 ELSE 0 END,
+            dispatch_seq = CASE WHEN i.state = 'queued' THEN nextval('dispatch_seq') END,
+            dispatched_at = CASE WHEN i.state = 'queued' THEN clock_timestamp() END,
+            rings = CASE WHEN i.state = 'queued' THEN 1 ELSE 0 END,
             task = COALESCE(i.task, jobs.task), queue = COALESCE(i.queue, jobs.queue),
             list = COALESCE(i.list, jobs.list),
             priority = COALESCE(i.priority, jobs.priority),
@@ -90,22 +83,21 @@ _FINISH = text(f"""
         WHERE jobs.id = locked.id AND jobs.state = 'running'
           AND jobs.attempt = i.attempt AND jobs.lease = i.lease
         RETURNING jobs.id, jobs.attempt, jobs.lease, jobs.worker, jobs.started_at, jobs.state,
-                  jobs.list, jobs.dispatch_seq, jobs.suspect, i.outcome, i.error, i.traceback
+                  jobs.list, jobs.dispatch_seq, jobs.suspicion, i.outcome, i.error, i.traceback
     ), noted AS (
         INSERT INTO attempts (job_id, number, outcome, lease, worker, started_at, error, traceback)
         SELECT id, attempt, outcome, lease, worker, started_at, error, traceback FROM moved
         WHERE outcome NOT IN ('succeeded', 'postponed')
         ON CONFLICT DO NOTHING
     )
-    SELECT id, list, dispatch_seq, suspect FROM moved
+    SELECT id, list, dispatch_seq, suspicion FROM moved
 """)  # noqa: S608 -- constants of this module
 
 # A commit whose reply was lost: final with my attempt and my lease is success (PROTOCOL 20).
 _ALREADY = text(f"""
     WITH {_INPUT}
     SELECT jobs.id FROM jobs JOIN input i ON i.id = jobs.id
-    WHERE jobs.attempt = i.attempt AND jobs.lease = i.lease
-      AND (jobs.state = i.state OR i.outcome = 'lost' AND jobs.state = 'failed')
+    WHERE jobs.attempt = i.attempt AND jobs.lease = i.lease AND jobs.state = i.state
 """)  # noqa: S608 -- constants of this module
 
 _PROGRESS = text("""
@@ -162,7 +154,7 @@ def _finish(connection: Connection, finishes: Sequence[Finish]) -> Finished:
     rings = [
         Ring(row.id, row.list, row.dispatch_seq)
         for row in moved
-        if row.dispatch_seq is not None and not row.suspect
+        if row.dispatch_seq is not None and not row.suspicion
     ]
     rings += _publish(connection, [f for f in finishes if f.fence.id in granted])
     if stale := [f for f in finishes if f.fence.id not in granted]:
@@ -187,7 +179,7 @@ def _publish(connection: Connection, finishes: Sequence[Finish]) -> list[Ring]:
 
 
 def _parameters(finishes: Sequence[Finish]) -> dict[str, Any]:
-    rows = [(*_own(end), *_replacement(end), end.lost_limit) for end in finishes]
+    rows = [(*_own(end), *_replacement(end)) for end in finishes]
     return dict(zip(_FIELDS, columns(rows, len(_FIELDS)), strict=True))
 
 

@@ -10,8 +10,9 @@ from sqlalchemy import Connection, text
 from worker.ledger.database import Ledger
 
 _OPEN = text("""
-    INSERT INTO workers (lease, name, isolated, queues, expires_at)
-    VALUES (:lease, :name, :isolated, :queues, clock_timestamp() + :seconds * interval '1 second')
+    INSERT INTO workers (lease, name, isolated, pod, slots, queues, expires_at)
+    VALUES (:lease, :name, :isolated, :pod, :slots, :queues,
+            clock_timestamp() + :seconds * interval '1 second')
     ON CONFLICT DO NOTHING
 """)
 
@@ -45,9 +46,25 @@ _RELEASE_ALL = text("""
 
 
 def open_lease(
-    ledger: Ledger, name: str, queues: Sequence[str], seconds: float, *, isolated: bool = False
+    ledger: Ledger,
+    name: str,
+    queues: Sequence[str],
+    seconds: float,
+    *,
+    isolated: bool = False,
+    pod: str | None = None,
+    slots: int = 1,
 ) -> str:
     """A new lease for this process, valid for `seconds`; its id is never used again.
+
+    Args:
+        ledger: where.
+        name: the worker's.
+        queues: those that it consumes.
+        seconds: until it expires.
+        isolated: whether it runs suspects only.
+        pod: what a worker and the isolated process that it started have in common.
+        slots: how many jobs it runs at once.
 
     Raises:
         Unavailable: Postgres is away.
@@ -60,6 +77,8 @@ def open_lease(
                 "lease": lease,
                 "name": name,
                 "isolated": isolated,
+                "pod": pod,
+                "slots": slots,
                 "queues": list(queues),
                 "seconds": seconds,
             },

@@ -39,7 +39,7 @@ def migrate(url: str) -> str:
         SchemaNewer: the database is ahead of this code; nothing was changed.
         Unavailable: Postgres is away.
     """
-    ledger = Ledger(url, name="worker migrate", connections=1)
+    ledger = Ledger(url, name="worker migrate", connections=1, waits_for_ever=True)
     try:
         with ledger.transaction() as connection:
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})

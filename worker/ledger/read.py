@@ -13,7 +13,7 @@ from worker.jobs.states import State
 from worker.ledger.database import Ledger
 
 _COLUMNS = """
-    id, task, queue, priority, state, attempt, lost, suspect, created_at,
+    id, task, queue, priority, state, attempt, lost, suspicion > 0 AS suspect, created_at,
     CASE WHEN run_at < 'infinity' THEN run_at END AS run_at,
     started_at, finished_at, expires_at, worker, key, parent_id, root_id, group_id, error,
     traceback, envelope, body, result, result_type, children, progress, progress_state

@@ -2,29 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import Connection, text
 
+from worker.ledger.claim import ALONE
 from worker.ledger.database import Ledger
 from worker.ledger.leader import Leadership
 
 #: Jobs rescued in one transaction.
 BATCH = 1000
 
+# A worker and its isolated process that die together renewed at different moments, and expire up to
+# a third of a lease apart. So an expired lease waits while another one of its pod is overdue: that
+# one expires too, and both end here together, or it renews, and the first was lost without it. The
+# time is the statement's own: both are judged by one clock reading.
 _EXPIRE = text("""
     DELETE FROM workers WHERE lease IN (
-        SELECT lease FROM workers WHERE expires_at < clock_timestamp()
+        SELECT lease FROM workers expired
+        WHERE expires_at < statement_timestamp()
+          AND NOT EXISTS (
+              SELECT FROM workers other
+              WHERE other.pod = expired.pod AND other.lease <> expired.lease
+                AND other.expires_at >= statement_timestamp()
+                AND statement_timestamp() - other.renewed_at
+                    > (other.expires_at - other.renewed_at) / 2)
         ORDER BY lease LIMIT 100
         FOR UPDATE SKIP LOCKED)
-    RETURNING lease
+    RETURNING lease, isolated, pod
 """)
 
 # A second statement with a snapshot of its own: it finds what was claimed until the lease row was
 # gone, and sweeps what runs under no lease row at all (PROTOCOL 6). A loss counts only where the
-# job was alone in its process, and only one process was lost: a dying node accuses nobody. The
-# guard stands twice: a row that was waited for may be the next attempt's, under a lease too new for
-# this statement to see.
+# job was alone under the accused lease. Lost with an ordinary worker it is a suspect; lost with an
+# isolated process it runs truly alone from then on. The guard stands twice: a row that was waited
+# for may be the next attempt's, under a lease too new for this statement to see.
 _TAKE = text("""
     WITH orphans AS MATERIALIZED (
         SELECT id FROM jobs
@@ -38,12 +52,15 @@ _TAKE = text("""
         GROUP BY lease
     ), judged AS MATERIALIZED (
         SELECT j.id, j.lease, j.attempt, j.worker, j.started_at, t.held,
-               j.lost + CASE WHEN t.held = 1 AND :counts THEN 1 ELSE 0 END AS lost
+               j.lost + CASE WHEN t.held = 1 AND j.lease = :accused AND j.suspicion >= :suspicion
+                             THEN 1 ELSE 0 END AS lost,
+               GREATEST(j.suspicion, CASE WHEN j.lease = ANY(CAST(:isolated AS text[]))
+                                          THEN 2 ELSE 1 END) AS suspicion
         FROM jobs j JOIN orphans USING (id) JOIN together t ON t.lease = j.lease
     ), moved AS (
         UPDATE jobs
         SET lost = judged.lost,
-            suspect = judged.lost < :limit,
+            suspicion = CASE WHEN judged.lost >= :limit THEN 0 ELSE judged.suspicion END,
             state = CASE WHEN judged.lost >= :limit THEN 'failed' ELSE 'queued' END,
             error = CASE WHEN judged.lost >= :limit
                          THEN format('poison: %s attempts were lost with their process',
@@ -72,6 +89,13 @@ _FALTERING = text("""
         WHERE clock_timestamp() - renewed_at > (expires_at - renewed_at) / 2)
 """)
 
+_CONDEMNED = text("""
+    SELECT id FROM jobs
+    WHERE state IN ('failed', 'cancelled') AND state = 'failed' AND error LIKE 'poison: %'
+      AND finished_at > clock_timestamp() - :seconds * interval '1 second'
+    ORDER BY id
+""")
+
 _UPTIME = text("""
     SELECT extract(epoch FROM clock_timestamp() - pg_postmaster_start_time()) AS up
 """)
@@ -82,7 +106,7 @@ class Rescued:
     """What one rescue did.
 
     Attributes:
-        leases: how many expired leases were ended.
+        leases: how many expired leases were ended; some twice, if a commit had to be repeated.
         queued: ids that run again, as suspects.
         poisoned: ids that reached the limit and are failed.
         full: whether there may be more.
@@ -103,25 +127,63 @@ def rescue(
         ledger: where.
         leadership: checked inside the transaction.
         limit: losses that make a job poison.
-        accuse: False when another lease expired a moment ago: no loss counts.
+        accuse: False when another lease was ended a moment ago: no loss counts.
 
     Raises:
         LeaseLost: `leadership` is no longer held.
         Unavailable: Postgres is away.
     """
 
-    def work(connection: Connection) -> Rescued:
+    # A commit whose reply was lost is repeated, and finds nothing left to do.
+    tries: list[Rescued] = []
+
+    def work(connection: Connection) -> None:
         if leadership is not None:
             leadership.check(connection)
         expired = list(connection.execute(_EXPIRE))
-        counts = accuse and len(expired) == 1 and not connection.execute(_FALTERING).scalar()
-        parameters = {"counts": counts, "limit": limit, "batch": BATCH}
+        accused, suspicion = _accused(expired)
+        if not accuse or connection.execute(_FALTERING).scalar():
+            accused = None
+        parameters = {
+            "accused": accused,
+            "suspicion": suspicion,
+            "isolated": [row.lease for row in expired if row.isolated],
+            "limit": limit,
+            "batch": BATCH,
+        }
         rows = list(connection.execute(_TAKE, parameters))
         queued = tuple(row.id for row in rows if row.state == "queued")
         poisoned = tuple(row.id for row in rows if row.state == "failed")
-        return Rescued(len(expired), queued, poisoned, len(rows) == BATCH)
+        tries.append(Rescued(len(expired), queued, poisoned, len(rows) == BATCH))
 
-    return ledger.run(work)
+    ledger.run(work)
+    return Rescued(
+        sum(done.leases for done in tries),
+        tuple(job for done in tries for job in done.queued),
+        tuple(job for done in tries for job in done.poisoned),
+        any(done.full for done in tries),
+    )
+
+
+def _accused(expired: Sequence[Any]) -> tuple[str | None, int]:
+    """The lease whose lone job may have killed what was lost, and how suspect it must be for that.
+
+    One process was lost: its job. A worker was lost together with the isolated process that it
+    started: what ran there truly alone, because an OOM kill takes the whole pod. Anything more is a
+    node that dies, and accuses nobody.
+    """
+    if len(expired) == 1:
+        return expired[0].lease, 0
+    if len(expired) == 2 and expired[0].pod is not None and expired[0].pod == expired[1].pod:
+        isolated = [row.lease for row in expired if row.isolated]
+        if len(isolated) == 1:
+            return isolated[0], ALONE
+    return None, 0
+
+
+def condemned(ledger: Ledger, seconds: float) -> list[str]:
+    """Ids of the jobs that were failed as poison in the last `seconds`."""
+    return [row.id for row in ledger.rows(_CONDEMNED, {"seconds": seconds})]
 
 
 def uptime(ledger: Ledger) -> float:

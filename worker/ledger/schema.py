@@ -47,8 +47,9 @@ jobs: Final = Table(
     Column("attempt", Integer, nullable=False, server_default=text("0")),
     # Attempts lost with a process that ran nothing else: at the limit the job is poison.
     Column("lost", Integer, nullable=False, server_default=text("0")),
-    # Lost once among others: runs alone from now on, so that only the guilty reaches the limit.
-    Column("suspect", Boolean, nullable=False, server_default=text("false")),
+    # 0: nothing is held against it. 1: lost with an ordinary worker, runs in a child of its own.
+    # 2: lost with an isolated process, runs truly alone, so that only the guilty is condemned.
+    Column("suspicion", SmallInteger, nullable=False, server_default=text("0")),
     # Whose attempt it is; kept by a finish, so that repeating it is known to have succeeded.
     Column("lease", _ID),
     Column("worker", Text),
@@ -87,7 +88,7 @@ jobs: Final = Table(
         "jobs_suspects",
         "queue",
         "dispatch_seq",
-        postgresql_where=text("suspect AND state = 'queued'"),
+        postgresql_where=text("suspicion > 0 AND state = 'queued'"),
     ),
     Index(
         "jobs_expiring",
@@ -125,6 +126,10 @@ workers: Final = Table(
     Column("lease", _ID, primary_key=True),
     Column("name", Text, nullable=False),
     Column("isolated", Boolean, nullable=False, server_default=text("false")),
+    # What dies together: a worker and the isolated process that it started share it.
+    Column("pod", Text),
+    # How many jobs it runs at once.
+    Column("slots", Integer, nullable=False, server_default=text("1")),
     Column("queues", ARRAY(Text), nullable=False),
     Column("started_at", _TIME, nullable=False, server_default=text("clock_timestamp()")),
     Column("renewed_at", _TIME, nullable=False, server_default=text("clock_timestamp()")),

@@ -62,6 +62,8 @@ class Writer:
     def put(self, end: Finish) -> None:
         """Hand over an attempt's end; returns at once."""
         with self._changed:
+            if not self._pending and not self._writing:
+                self._progress = time.monotonic()  # it has not waited while there was nothing
             self._pending.append(end)
             self._changed.notify_all()
 
@@ -161,7 +163,7 @@ class Writer:
                 replace(
                     end, state=State.FAILED, outcome="failed", result=None, result_type=None,
                     error=str(refusal), traceback=None, children=None, delay=None,
-                    replacement=None, outbox=(), ended=(), lost_limit=None,
+                    replacement=None, outbox=(), ended=(),
                 )
             ]
         )  # fmt: skip

@@ -56,6 +56,11 @@ class Claims:
         self._entries: dict[str, Entry] = {}
         self._changed = threading.Condition(threading.Lock())
 
+    @property
+    def slots(self) -> int:
+        """How many jobs the pool runs at once."""
+        return self._slots()
+
     def reserve(self, ids: Iterable[str]) -> list[str]:
         """Enter `ids` before they are claimed; those that are in here already are left out."""
         with self._changed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import warnings
 from typing import Any
@@ -28,6 +29,8 @@ logger = logging.getLogger(__name__)
 UNKNOWN_TASK_CAP = 60.0
 #: Longest time, in seconds, that a job keeps its slot to wait for its task's rate limit.
 PATIENCE = 0.25
+#: Seconds between tries to reach Redis while it is away.
+RECONNECT_PAUSE = 2.0
 
 
 class ClaimConsumer:
@@ -83,6 +86,8 @@ class LedgerConsumer(celery_consumer.Consumer):  # type: ignore[misc] # Celery's
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        # However long Redis is away: Celery would give up, and end the worker, after 100 tries.
+        self.app.conf.broker_connection_max_retries = None
         self._rates = Rates()
         self._requests: dict[str, type[ClaimedRequest]] = {}
         self._accept = prepare_accept_content(self.app.conf.accept_content)
@@ -120,6 +125,16 @@ class LedgerConsumer(celery_consumer.Consumer):  # type: ignore[misc] # Celery's
             # Celery advises to cancel what runs: the broker would redeliver it. Ours does not.
             warnings.simplefilter("ignore", CPendingDeprecationWarning)
             super().on_connection_error_after_connected(exc)
+
+    def ensure_connected(self, conn: Any) -> Any:
+        """Wait for Redis, and soon find it back: Celery comes to pause for half a minute."""
+        conn.ensure_connection = functools.partial(
+            conn.ensure_connection,
+            interval_start=RECONNECT_PAUSE,
+            interval_step=0.0,
+            interval_max=RECONNECT_PAUSE,
+        )
+        return super().ensure_connected(conn)
 
     def receive(self, claim: Claim) -> None:
         """Give a claimed job to the pool; what cannot be given is finished or given back."""

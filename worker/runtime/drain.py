@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import os
+import queue
 import signal
+import sys
 import threading
 import time
 from contextlib import suppress
@@ -18,11 +21,22 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Seconds that the last results are given to be committed, and Celery to end by itself.
-FLUSH_SECONDS = 2.0
+# Seconds after the drain's own, by which each part is over, come what may; the whole is promised
+# to be over within 5.
+#: The last results are committed.
+FLUSHED = 2.0
+#: The isolated process has given back what it ran.
+ISOLATED_GONE = 3.0
+#: The release is committed, or left to the lease's expiry.
+RELEASED = 4.0
+#: The process is gone, even when a task holds the GIL or a lock is held for ever.
+GONE = 4.5
+#: Seconds that Celery is given to end by itself when nothing is left to wait for.
 EXIT_SECONDS = 2.0
 #: Seconds after which a job that the pool has not started is taken to be cancelled by it.
 UNSTARTED_SECONDS = 1.0
+#: Seconds that killed children are given to be dead; only what hangs in the kernel takes longer.
+DEAD_SECONDS = 0.5
 
 
 class Drain:
@@ -35,71 +49,114 @@ class Drain:
 
     def __init__(self, process: Process) -> None:
         self._process = process
-        # Signal handlers only set these: anything more could wait for a lock that the interrupted
-        # thread holds.
-        self._begun = threading.Event()
-        self._at_once = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="drain", daemon=True)
+        # Signal handlers only set these: a lock, such as an event's, may be held by the thread that
+        # they interrupt. To put into this queue takes none.
+        self._is_begun = self._is_at_once = False
+        self._ends_at = 0.0
+        self._begun: queue.SimpleQueue[None] = queue.SimpleQueue()
+        # A worker inside somebody else's process, as in a test of Celery's, leaves that alone.
+        self._owns_process = threading.current_thread() is threading.main_thread()
+        self._over = threading.Event()
+        self._closing = threading.Event()
+        self._closed = threading.Event()
 
     def start(self) -> None:
-        """Start the thread, which waits for `begin`."""
-        self._thread.start()
+        """Start the threads, which wait for `begin`; none can be started late in an exit."""
+        threading.Thread(target=self._run, name="drain", daemon=True).start()
+        threading.Thread(target=self._close, name="release", daemon=True).start()
 
     @property
     def is_draining(self) -> bool:
         """Whether the end has begun."""
-        return self._begun.is_set()
+        return self._is_begun
+
+    @property
+    def is_over(self) -> bool:
+        """Whether everything is given back."""
+        return self._over.is_set()
 
     def begin(self, *, at_once: bool) -> None:
         """Begin to drain; with `at_once` the running jobs get no more time. Safe in a handler."""
-        if at_once:
-            self._at_once.set()
-        self._begun.set()
+        now = time.monotonic()
+        if not self._is_begun:
+            self._ends_at = now + self._process.settings.drain_seconds
+        if at_once and not self._is_at_once:
+            self._ends_at = min(self._ends_at, now)
+            self._is_at_once = True
+        self._is_begun = True
+        self._begun.put(None)
 
     def join(self) -> None:
         """Wait for the end of the drain; does not return when jobs were still running."""
-        self._thread.join()
+        self._over.wait()
 
     def _run(self) -> None:
-        self._begun.wait()
+        self._begun.get()
+        if self._owns_process:
+            _exit_within(self._left(GONE))
+        idle = False
+        try:
+            idle = self._drain()
+        except Exception:
+            logger.exception("The drain failed; what this worker holds waits for its lease's end")
+        if idle:
+            self._over.set()
+            time.sleep(min(EXIT_SECONDS, self._left(RELEASED)))  # if Celery waits for something
+        self._exit()
+
+    def _drain(self) -> bool:
+        """Everything up to the release; whether no job was running any more."""
         process = self._process
-        ends_at = time.monotonic() + process.settings.drain_seconds
         process.isolation.stop()
-        process.fetcher.stop(FLUSH_SECONDS)
+        process.give_back_undelivered("the worker shut down")
+        process.fetcher.stop(min(FLUSHED, self._left(FLUSHED)))
         process.give_back_undelivered("the worker shut down")
         idle = self._wait()
-        if self._at_once.is_set():
+        if self._is_at_once:
             process.isolation.stop(at_once=True)
-        if not process.writer.flush(FLUSH_SECONDS):
+        if not process.writer.flush(self._left(FLUSHED)):
             logger.warning(
                 "%d results could not be committed; they re-run.", process.writer.backlog
             )
         if not idle:
             self._kill_children()
         # Its job is given back by itself; were it killed with us, the job would count as lost.
-        grace = 0.0 if self._at_once.is_set() else max(0.0, ends_at - time.monotonic())
-        process.isolation.join(grace + FLUSH_SECONDS)
-        self._close()
-        if not idle:
-            self._exit()
-        timer = threading.Timer(EXIT_SECONDS, self._exit)  # if Celery waits for something still
-        timer.daemon = True
-        timer.start()
+        process.isolation.join(self._left(ISOLATED_GONE))
+        self._closing.set()
+        if not self._closed.wait(self._left(RELEASED)):
+            logger.warning("The lease is left to expire: %s", "Postgres has not answered in time.")
+        return idle
+
+    def _left(self, after: float) -> float:
+        """Seconds left until `after` seconds past the drain's end."""
+        return max(0.0, self._ends_at + after - time.monotonic())
 
     def _exit(self) -> None:
-        logging.shutdown()
-        os._exit(self._process.controller.exitcode or 0)
+        self._over.set()
+        if self._owns_process:
+            logging.shutdown()
+            os._exit(self._process.controller.exitcode or 0)
 
     def _wait(self) -> bool:
-        """Wait until nothing runs, at most the drain's seconds; whether nothing does."""
-        left = self._process.settings.drain_seconds
-        while left > 0 and not self._at_once.is_set():
+        """Wait until nothing runs, at most until the drain's end; whether nothing does."""
+        while left := self._left(0.0):
             if self._process.claims.wait_until_idle(min(left, 0.2)):
                 return True
+            self._give_back_unstarted()
             if not self._anything_can_end():
                 break
-            left -= 0.2
         return self._process.claims.wait_until_idle(0)
+
+    def _give_back_unstarted(self) -> None:
+        """What the event loop, or the pool's closing, has left lying is not started any more.
+
+        Not what a prefork pool has: a child may run it whose word is not read yet.
+        """
+        phases = {Phase.CLAIMED} if self._children() else {Phase.CLAIMED, Phase.HANDED}
+        before = time.monotonic() - UNSTARTED_SECONDS
+        for entry in self._process.claims.entries():
+            if entry.fence and entry.phase in phases and entry.since < before:
+                self._process.give_back(entry.fence, "the worker shut down")
 
     def _anything_can_end(self) -> bool:
         """Whether waiting helps: a closing pool cancels what it was handed and has not started."""
@@ -110,16 +167,26 @@ class Drain:
             if entry.phase is not Phase.ENDED
         )
 
+    def _children(self) -> list[int]:
+        """The pids of a prefork pool."""
+        pool = getattr(self._process.controller.pool, "_pool", None)
+        return [child.pid for child in getattr(pool, "_pool", None) or () if child.pid]
+
     def _kill_children(self) -> None:
         """What is released next must not be running any more."""
         running = [e for e in self._process.claims.entries() if e.phase is not Phase.ENDED]
         logger.warning("%d jobs did not finish in time and are given back.", len(running))
-        pool = getattr(self._process.controller.pool, "_pool", None)
-        for child in getattr(pool, "_pool", None) or ():
-            with suppress(OSError, TypeError):
-                os.kill(child.pid, signal.SIGKILL)
+        children = self._children()
+        for pid in children:
+            with suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        until = time.monotonic() + DEAD_SECONDS
+        while any(map(_is_alive, children)) and time.monotonic() < until:
+            time.sleep(0.01)
 
     def _close(self) -> None:
+        """Give back what is left, in a thread of its own: Postgres may be away."""
+        self._closing.wait()
         try:
             released = self._process.lease.close()
         except LedgerError as exc:
@@ -127,4 +194,32 @@ class Drain:
         else:
             if released:
                 logger.info("Gave back %d jobs.", len(released))
-        self._process.writer.stop()
+        finally:
+            self._process.writer.stop()
+            self._closed.set()
+
+
+def leave_unstarted(process: Process) -> None:
+    """End a worker that was asked to before it fetched: it may be waiting for a store."""
+    until = time.monotonic() + EXIT_SECONDS
+    while time.monotonic() < until:
+        if process.is_started:
+            process.drain.begin(at_once=False)
+            return
+        time.sleep(0.05)
+    os._exit(process.controller.exitcode or 0)
+
+
+def _exit_within(seconds: float) -> None:
+    """Let the process end in `seconds` without any further step of Python's; it says where it
+    hung. A task that holds the GIL stops every thread but this timer."""
+    with suppress(AttributeError, OSError, RuntimeError, ValueError):  # there may be no stderr
+        faulthandler.dump_traceback_later(max(seconds, 0.1), exit=True, file=sys.__stderr__ or 2)
+
+
+def _is_alive(pid: int) -> bool:
+    """Whether a child of ours still runs; it is not reaped, which is billiard's to do."""
+    try:
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+    except ChildProcessError:
+        return False

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from worker.broker.doorbells import Doorbells, Popped, ring_of
 from worker.broker.messages import foreign_job
 from worker.errors import BrokerUnavailable, LedgerError, LedgerUnavailable
-from worker.jobs.job import Claim, NewJob
+from worker.jobs.job import Claim, Fence, NewJob
 from worker.jobs.queues import lists_of
-from worker.ledger.claim import adopt, claim, claim_suspect
+from worker.ledger.claim import ALONE, adopt, claim, claim_suspects
 from worker.ledger.database import Ledger, Refused
 from worker.runtime.claims import Claims
 from worker.runtime.lease import Lease
@@ -160,28 +161,33 @@ class DoorbellSource:
 
 
 class SuspectSource:
-    """Claims of suspects, one at a time and only while nothing else is held."""
+    """Claims of suspects: as many as there are children free, or one that must run alone."""
 
     def __init__(
-        self, ledger: Ledger, claims: Claims, queues: Callable[[], list[str]], pause: float = 0.5
+        self, ledger: Ledger, claims: Claims, queues: Callable[[], list[str]], pause: float = 0.2
     ) -> None:
         self._ledger = ledger
         self._claims = claims
         self._queues = queues
         self._pause = threading.Event()
         self._seconds = pause
+        self._alone: Fence | None = None
 
     def take(self, lease: str, most: int) -> list[Claim]:
         """See `Source`."""
-        if self._claims.entries():  # also one whose end is not committed yet
+        held = {entry.fence for entry in self._claims.entries()}
+        # The ledger may have let go of it already, as after a cancel; its child has not.
+        if self._alone is not None and self._alone in held:
             self._pause.wait(0.05)
             return []
-        item = claim_suspect(self._ledger, lease, self._queues())
-        if item is None:
+        # An end that is not committed yet counts as held: it would be lost with this process.
+        taken = claim_suspects(self._ledger, lease, self._queues(), most, idle=not held)
+        if not taken:
             self._pause.wait(self._seconds)
-            return []
-        self._claims.grant(item.fence)
-        return [item]
+        for item in taken:
+            self._claims.grant(item.fence)
+            self._alone = item.fence if item.suspicion >= ALONE else None
+        return taken
 
 
 class Fetcher:
@@ -212,6 +218,9 @@ class Fetcher:
         self._stopped = threading.Event()
         self._idle = threading.Event()
         self._idle.set()
+        #: Why nothing can be fetched, as long as it cannot.
+        self.trouble: LedgerError | None = None
+        self._turned = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="fetcher", daemon=True)
 
     def start(self) -> None:
@@ -220,11 +229,21 @@ class Fetcher:
 
     def resume(self) -> None:
         """Fetch from now on."""
+        self._turned = time.monotonic()
         self._may_fetch.set()
 
     def pause(self) -> None:
         """Fetch nothing from now on; a claim under way is still delivered."""
         self._may_fetch.clear()
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether it was told to fetch nothing."""
+        return not self._may_fetch.is_set()
+
+    def stands_still(self, seconds: float) -> bool:
+        """Whether it has begun no round for over `seconds`, though it may fetch."""
+        return not self.is_paused and time.monotonic() - self._turned > seconds
 
     def stop(self, seconds: float) -> bool:
         """Fetch nothing ever again; wait for a claim under way. Whether none is left."""
@@ -234,38 +253,40 @@ class Fetcher:
         return self._idle.wait(seconds)
 
     def _run(self) -> None:
-        away = False
         while not self._stopped.is_set():
             self._may_fetch.wait()
+            self._turned = time.monotonic()
             self._idle.clear()
             try:
-                self._fetch_once()
-                if away:
+                if self._fetch_once() and self.trouble is not None:
                     logger.info("Both stores answer again; fetching.")
-                away = False
+                    self.trouble = None
             except LedgerError as exc:
-                if not away:
+                if self.trouble is None:
                     logger.warning("Fetching pauses: %s", exc)
-                away = True
+                self.trouble = exc
                 if isinstance(exc, LedgerUnavailable):
                     self._lease.report_away()
                 self._stopped.wait(AWAY_PAUSE)
             except Exception:
                 logger.exception("Fetching failed, trying again")
+                self.trouble = LedgerError("a fault of our own")
                 self._stopped.wait(AWAY_PAUSE)
             finally:
                 self._idle.set()
 
-    def _fetch_once(self) -> None:
+    def _fetch_once(self) -> bool:
+        """One round; whether it came so far as to ask both stores."""
         free = self._claims.wait_for_slot(0.5)
         # After an outage: renew first, then flush the finishes, then claim (PROTOCOL 12).
         if not free or not self._lease.wait(0.5):
-            return
+            return False
         if not self._may_claim():
             self._stopped.wait(0.02)
-            return
+            return False
         if self._stopped.is_set() or not self._may_fetch.is_set() or self._lease.id is None:
-            return
+            return False
         claimed = self._source.take(self._lease.id, free)
         if claimed:
             self._deliver(claimed)
+        return True

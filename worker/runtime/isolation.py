@@ -7,6 +7,7 @@ import logging
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -15,8 +16,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from worker.errors import LedgerError
-from worker.ledger.claim import suspects_wait
 from worker.ledger.database import Ledger
+from worker.ledger.suspects import Wanted, wanted
 from worker.runtime.claims import Claims
 from worker.settings import environment_with, variable_of
 
@@ -24,6 +25,12 @@ logger = logging.getLogger(__name__)
 
 #: Seconds between looks for suspects.
 LOOK = 0.5
+#: Looks in a row that must find places wanted: after an outage much looks overdue for a moment.
+LOOKS = 2
+#: Looks that the workers after the first ones let pass: the time that a process takes to start.
+TURN = 10
+#: Children that an isolated process has at least, where its worker has so many: it cannot grow.
+FEWEST = 4
 #: Seconds without a suspect after which an isolated process ends.
 LINGER = 20.0
 _PR_SET_PDEATHSIG = 1
@@ -36,26 +43,35 @@ _WITH_VALUE = frozenset(
 
 
 class Isolation:
-    """In an ordinary worker: starts an isolated process when suspects wait, at most one.
+    """In an ordinary worker: starts an isolated process when suspects want places, at most one.
 
-    In an isolated process: ends it when no suspect has come for a while. An isolated process is
-    this same command with `WORKER_ISOLATED` set: a prefork pool with one child, a lease of its
-    own, and the ledger's suspects as its only source.
+    It does so before a lease that is overdue expires, so that the process is there when the jobs
+    are rescued. In an isolated process: ends it when no suspect has come for a while. An isolated
+    process is this same command with `WORKER_ISOLATED` set: a prefork pool, a lease of its own, and
+    the ledger's suspects as its only source.
 
     Args:
         ledger: asked for suspects.
         queues: this worker's.
         claims: the inventory.
+        lease: this process's lease, `None` while there is none.
         isolated: whether this process is the isolated one.
     """
 
     def __init__(
-        self, ledger: Ledger, queues: Callable[[], list[str]], claims: Claims, isolated: bool
+        self,
+        ledger: Ledger,
+        queues: Callable[[], list[str]],
+        claims: Claims,
+        lease: Callable[[], str | None],
+        isolated: bool,
     ) -> None:
-        self._ledger, self._queues, self._claims = ledger, queues, claims
+        self._ledger, self._queues, self._claims, self._lease = ledger, queues, claims, lease
         self._stop = threading.Event()
         self._spawning = threading.Lock()
         self._child: subprocess.Popen[bytes] | None = None
+        self._looks = 0
+        self._parent = os.getppid()
         target = self._linger if isolated else self._watch
         self._thread = threading.Thread(target=target, name="isolation", daemon=True)
 
@@ -85,18 +101,30 @@ class Isolation:
             if self._child is not None and self._child.poll() is None:
                 continue
             try:
-                if suspects_wait(self._ledger, self._queues()):
-                    self._spawn()
+                self._look()
             except LedgerError:
-                continue  # the renewal says that Postgres is away
+                self._looks = 0  # the renewal says that Postgres is away
             except Exception:
                 logger.exception("Looking for suspects failed")
 
-    def _spawn(self) -> None:
-        logger.warning("Suspects wait: starting a process to run them alone in.")
+    def _look(self) -> None:
+        lease = self._lease()
+        if lease is None:
+            return
+        lack = wanted(self._ledger, lease, self._queues())
+        self._looks = self._looks + 1 if lack.any else 0
+        slots = self._claims.slots
+        if lack.any and self._looks >= LOOKS + patience(lack, slots):
+            self._looks = 0
+            self._spawn(min(slots, max(lack.slots, FEWEST)))
+
+    def _spawn(self, children: int) -> None:
+        logger.warning("Suspects want a place: starting a process with %d children.", children)
         with self._spawning:
             if not self._stop.is_set():
-                environment = environment_with(**{variable_of("isolated"): "true"})
+                environment = environment_with(
+                    **{variable_of("isolated"): "true", variable_of("concurrency"): str(children)}
+                )
                 self._child = subprocess.Popen(isolated_argv(sys.orig_argv), env=environment)
 
     def _linger(self) -> None:
@@ -105,9 +133,24 @@ class Isolation:
         while not self._stop.wait(LOOK):
             if self._claims.entries():
                 busy = time.monotonic()
-            elif time.monotonic() - busy > LINGER:
+            if time.monotonic() - busy > LINGER or os.getppid() != self._parent:
                 os.kill(os.getpid(), signal.SIGTERM)
                 return
+
+
+def patience(lack: Wanted, slots: int) -> int:
+    """Looks that this worker lets pass before it starts what lacks: not all of them are needed.
+
+    The first as many workers as processes lack start at once, the next ones when those should be
+    there, and so on; whoever has one already stands outside the row.
+    """
+    processes = lack.alone + -(-lack.slots // slots)
+    return TURN * (lack.rank // max(1, processes))
+
+
+def pod_of(isolated: bool) -> str:
+    """What this process and those that die with it have in common: the worker that started them."""
+    return f"{socket.gethostname()}:{os.getppid() if isolated else os.getpid()}"
 
 
 def isolated_argv(argv: Sequence[str]) -> list[str]:
@@ -125,12 +168,13 @@ def isolated_argv(argv: Sequence[str]) -> list[str]:
     return kept
 
 
-def become_isolated(controller: Any) -> None:
-    """Make the worker that is being set up one that runs a single job at a time, in a child."""
+def become_isolated(controller: Any, children: int) -> None:
+    """Make the worker that is being set up one that runs each job in a child of its own."""
     controller.pool_cls = "prefork"
-    controller.concurrency = 1
+    controller.concurrency = children
     controller.pidfile = controller.statedb = None  # the worker's own, not to be shared
     controller.hostname = f"isolated-{os.getpid()}.{controller.hostname}"
+    die_with_parent(signal.SIGTERM)  # its stores may keep it waiting before its threads start
 
 
 def die_with_parent(with_signal: int = signal.SIGKILL) -> None:

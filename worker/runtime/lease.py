@@ -15,6 +15,7 @@ from worker.ledger.database import Ledger
 from worker.ledger.lease import close_lease, held, open_lease, renew
 from worker.runtime.claims import Claims, Phase
 from worker.runtime.clock import LeaseClock, now
+from worker.runtime.isolation import pod_of
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +90,13 @@ class Lease:
         sent = now()
         terms = self.terms
         self._id = open_lease(
-            self.ledger, terms.name, terms.queues(), terms.seconds, isolated=terms.isolated
+            self.ledger,
+            terms.name,
+            terms.queues(),
+            terms.seconds,
+            isolated=terms.isolated,
+            pod=pod_of(terms.isolated),
+            slots=self.claims.slots,
         )
         self.clock.extend(self._id, sent + terms.seconds * (1 - MARGIN))
         self._held.set()

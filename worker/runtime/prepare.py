@@ -1,16 +1,21 @@
-"""Let Celery's signals build, drain and forget a worker's `Process`."""
+"""Let Celery's signals build and forget a worker's `Process`, and end it by its drain."""
 
 from __future__ import annotations
 
-import atexit
+import logging
 import os
+import sys
 from typing import Any
 
 from celery import Celery, signals
 
+from worker.errors import LedgerError
+from worker.runtime.ending import drain_at_the_end
 from worker.runtime.install import durability_of
 from worker.runtime.isolation import become_isolated, die_with_parent
 from worker.runtime.process import Process
+
+logger = logging.getLogger(__name__)
 
 
 def prepare(app: Celery) -> None:
@@ -20,8 +25,14 @@ def prepare(app: Celery) -> None:
     def on_worker_init(sender: Any, **_: Any) -> None:
         if sender.app is app:
             if known.settings.isolated:
-                become_isolated(sender)
+                become_isolated(sender, known.settings.concurrency)
             known.process = Process(app, sender)
+            _serve_health(known.process)
+
+    def on_set_up(instance: Any, **_: Any) -> None:
+        server = known.process.health.server if known.process is not None else None
+        if instance.app is app and server is not None:
+            logger.info("Health is served at port %d.", server.port)
 
     def on_child(**_: Any) -> None:
         process = known.process
@@ -29,27 +40,17 @@ def prepare(app: Celery) -> None:
             die_with_parent()
             known.process = None
 
-    def on_shutting_down(how: str = "Warm", **_: Any) -> None:
-        process = known.process
-        if process is not None and process.is_started:
-            process.drain.begin(at_once=how.lower() != "warm")
-
-    def on_shutdown(**_: Any) -> None:
-        process = known.process
-        if process is not None and process.is_started and process.pid == os.getpid():
-            process.drain.begin(at_once=False)
-            process.drain.join()
-
-    def on_exit() -> None:
-        # Celery's cold shutdown, and a crash, leave without a word: what this worker holds must not
-        # wait for the lease's end. The drain's thread is a daemon, and would be cut off.
-        process = known.process
-        if process is not None and process.is_started and process.pid == os.getpid():
-            process.drain.begin(at_once=not process.drain.is_draining)
-            process.drain.join()
-
-    atexit.register(on_exit)
     signals.worker_init.connect(on_worker_init, weak=False)
+    signals.celeryd_after_setup.connect(on_set_up, weak=False)  # the log is set up by then
     signals.worker_process_init.connect(on_child, weak=False)
-    signals.worker_shutting_down.connect(on_shutting_down, weak=False)
-    signals.worker_shutdown.connect(on_shutdown, weak=False)
+    drain_at_the_end(app)
+
+
+def _serve_health(process: Process) -> None:
+    """Answer probes from here on, before Celery connects to anything."""
+    try:
+        process.health.serve()
+    except LedgerError as exc:
+        # Celery logs and drops what a receiver of its signals raises, except for this.
+        print(f"Error: {exc}", file=sys.stderr)
+        raise SystemExit(exc.exit_code) from None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import queue
 import threading
 import time
 from collections import deque
@@ -17,7 +16,7 @@ from celery import Celery
 from celery.worker.state import maybe_shutdown
 
 from worker.broker.doorbells import Doorbells
-from worker.errors import BrokerUnavailable, LedgerUnavailable
+from worker.errors import LedgerUnavailable
 from worker.jobs.job import Claim, Fence, Finish, Ring
 from worker.jobs.states import State
 from worker.ledger.catalogue import publish
@@ -29,10 +28,12 @@ from worker.runtime.clock import LeaseClock, share
 from worker.runtime.drain import Drain
 from worker.runtime.execution import running
 from worker.runtime.fetch import DoorbellSource, Fetcher, Source, SuspectSource
+from worker.runtime.health import Health
 from worker.runtime.install import durability_of
 from worker.runtime.isolation import Isolation
 from worker.runtime.lease import Lease, LeaseTerms
 from worker.runtime.meta import JobFailed
+from worker.runtime.ringer import Ringer
 from worker.runtime.signatures import signatures
 
 logger = logging.getLogger(__name__)
@@ -61,9 +62,10 @@ class Process:
         self.queues: Callable[[], list[str]] = list
         self.receive: Callable[[Claim], None] | None = None
         self.stale_results = 0
+        self.is_waiting = False  # for Postgres, at the start
+        self.health = Health(self)
         self._suspended = False
-        self._undelivered_since: float | None = None
-        self._rings: queue.SimpleQueue[Sequence[Ring] | None] = queue.SimpleQueue()
+        self._loop_thread = 0
         self._started = False
 
     def start(self, hub: Any) -> None:
@@ -75,6 +77,7 @@ class Process:
         if self._started:
             return
         self._hub = hub
+        self._loop_thread = threading.get_ident()
         url = self.settings.database_url.get_secret_value()
         timeout = self.settings.connect_timeout_seconds
         name = str(self.controller.hostname)
@@ -82,6 +85,7 @@ class Process:
         # A pool of its own: nothing that goes on elsewhere may keep a renewal waiting.
         renewals = Ledger(url, name=f"{name} lease", connect_timeout=timeout, connections=1)
         self._doorbells = Doorbells(self.settings.redis_url.get_secret_value(), timeout)
+        self._ringer = Ringer(self._doorbells)
         self.writer = Writer(self._ledger, self._on_written, lambda: self.lease.is_held)
         self.lease = Lease(
             renewals,
@@ -90,17 +94,21 @@ class Process:
             ),
             self.claims,
             self.clock,
-            self.is_healthy,
+            lambda: self.health.may_renew(renewals),
             self.finish,
             self._on_stale,
-            self.writer.retry_now,
+            self._on_renewed,
         )
         self._await_ledger()
         self.fetcher = Fetcher(
-            self._source(), self.claims, self.lease, self._may_claim, self._deliver
+            self._source(), self.claims, self.lease, self.may_claim, self._deliver
         )
         self.isolation = Isolation(
-            self._ledger, lambda: self.queues(), self.claims, self.settings.isolated
+            self._ledger,
+            lambda: self.queues(),
+            self.claims,
+            lambda: self.lease.id,
+            self.settings.isolated,
         )
         self.drain = Drain(self)
         self._started = True
@@ -108,6 +116,8 @@ class Process:
 
     def finish(self, end: Finish) -> None:
         """Hand over an attempt's end, once: what comes after the first is dropped."""
+        if threading.get_ident() == self._loop_thread:
+            self.health.turned()  # before the job is over: in the solo pool it held up the loop
         if self.claims.fence_of(end.fence.id) == end.fence and not self.claims.move(
             end.fence, Phase.ENDED
         ):
@@ -146,8 +156,15 @@ class Process:
     def resume(self) -> None:
         """The event loop runs: fetch, and hand over what is claimed; on the loop's thread."""
         self._suspended = False
+        self.health.start(self._hub)
         self.hand_over()
         self.fetcher.resume()
+
+    def beat(self) -> None:
+        """The event loop turns. What it was told to hand over and forgot is told again."""
+        self.health.turned()
+        if self.granted:
+            self._hub.call_soon(self.hand_over)
 
     def suspend(self) -> None:
         """The event loop is down, for as long as Redis is: fetch nothing, and let others run what
@@ -160,14 +177,13 @@ class Process:
 
     def give_back_undelivered(self, reason: str) -> None:
         """Let others run what was claimed and not handed over."""
-        self._undelivered_since = None
         while self.granted:
             with suppress(IndexError):  # the loop may take one at the same time
                 self.give_back(self.granted.popleft().fence, reason)
 
     def hand_over(self) -> None:
         """Give what was claimed to Celery; on the event loop's thread."""
-        self._undelivered_since = None
+        self.health.turned()
         while self.granted:
             claim = self.granted.popleft()
             if self.drain.is_draining:
@@ -175,17 +191,19 @@ class Process:
             elif self.receive is not None:
                 self.receive(claim)
 
-    def is_healthy(self) -> bool:
-        """Whether results get written and the loop turns, stores that are away apart."""
-        limit = 2 * self.settings.lease_seconds
-        since = self._undelivered_since
-        loop_is_wedged = since is not None and time.monotonic() - since > limit
-        return not loop_is_wedged and not self.writer.is_stalled(limit)
-
     @property
     def is_started(self) -> bool:
         """Whether the threads run."""
         return self._started
+
+    @property
+    def is_suspended(self) -> bool:
+        """Whether the event loop is down because the broker connection is lost."""
+        return self._suspended
+
+    def may_claim(self) -> bool:
+        """Whether results get written, so that more may come."""
+        return not self.writer.failing and self.writer.backlog <= BACKLOG_LIMIT
 
     def _slots(self) -> int:
         pool = getattr(self.controller, "pool", None)
@@ -204,18 +222,18 @@ class Process:
         )
 
     def _await_ledger(self) -> None:
-        told = False
         while True:
             maybe_shutdown()
             try:
                 check_schema(self._ledger)
                 publish(self._ledger, signatures(self.app), self.queues())
                 self.lease.open()
+                self.is_waiting = False
                 return
             except LedgerUnavailable as exc:
-                if not told:
+                if not self.is_waiting:
                     logger.warning("Waiting for Postgres: %s", exc)
-                told = True
+                self.is_waiting = True
                 time.sleep(START_PAUSE)
 
     def _start_threads(self) -> None:
@@ -224,10 +242,8 @@ class Process:
         self.lease.start()
         self.fetcher.start()
         self.isolation.start()
-        threading.Thread(target=self._ring_all, name="ringer", daemon=True).start()
-
-    def _may_claim(self) -> bool:
-        return not self.writer.failing and self.writer.backlog <= BACKLOG_LIMIT
+        self._ringer.start()
+        self.health.watch()
 
     def _deliver(self, claims: list[Claim]) -> None:
         # The hub forgets what it was told when its connection breaks; this deque does not.
@@ -235,9 +251,11 @@ class Process:
         if self._suspended or self.drain.is_draining:
             self.give_back_undelivered("the worker cannot start it now")
             return
-        if self._undelivered_since is None:
-            self._undelivered_since = time.monotonic()
         self._hub.call_soon(self.hand_over)
+
+    def _on_renewed(self) -> None:
+        self.health.answered()
+        self.writer.retry_now()
 
     def _on_written(
         self, written: Sequence[Finish], stale: Sequence[Finish], rings: Sequence[Ring]
@@ -250,18 +268,7 @@ class Process:
             )  # fmt: skip
         for end in (*written, *stale):
             self.claims.settle(end.fence)
-        if rings:
-            self._rings.put(rings)
-
-    def _ring_all(self) -> None:
-        """Push doorbells apart from the writer: a silent Redis must not hold up results."""
-        while (rings := self._rings.get()) is not None:
-            try:
-                self._doorbells.ring(rings)
-            except BrokerUnavailable as exc:
-                logger.warning("%d doorbells are late: %s", len(rings), exc)
-            except Exception:
-                logger.exception("%d doorbells are late", len(rings))
+        self._ringer.put(rings)
 
     def _on_stale(self, fences: list[Fence]) -> None:
         """The ledger says that these jobs are not ours: cancelled, or rescued meanwhile."""

@@ -40,7 +40,9 @@ class Service:
         self.name = name
         self.restart = restart
         self.log = log
-        self._process = Process(argv, log=log, environment=environment)
+        # One port cannot serve several of them; who looks after these is the supervisor.
+        own = {"WORKER_HEALTH_PORT": "", **environment}
+        self._process = Process(argv, log=log, environment=own)
 
     def start(self) -> None:
         """Start it. Call it in the main thread: see `Process`.

@@ -1,1 +1,1 @@
-"""Logs: what happened, for people and for machines. May not: change what happens."""
+"""Logs, health: what happens, told to people and machines. May: end a process that is wedged."""

@@ -1,0 +1,314 @@
+"""A worker that is asked to end is gone in its drain's time and five seconds, whatever goes on.
+
+That bound is the requirement: each test measures from the signal to the end of the process.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from signal import SIGINT, SIGQUIT, SIGTERM
+
+import pytest
+
+from tests.acceptance.conftest import Service
+from tests.processes import LoggedProcess
+from tests.proxy import Proxy, proxied
+from worker.jobs.states import State
+from worker.settings import Settings
+
+POOLS = ["threads", "prefork", "solo"]
+#: Seconds beside the drain's own in which a worker is gone.
+MARGIN = 5.0
+STUBBORN = {"WORKER_TASKS": "tests.acceptance.jobs,tests.acceptance.stubborn"}
+
+
+def leaves(worker: LoggedProcess, drain: float, *signals: signal.Signals) -> int:
+    """Ask the worker to end; its exit code. It is gone in time."""
+    asked = time.monotonic()
+    for number in signals or (SIGTERM,):
+        worker.send(number)
+        if number is not (signals or (SIGTERM,))[-1]:
+            worker.wait_for_line("shutdown (MainProcess)")
+    code = worker.wait(drain + 60)
+    took = time.monotonic() - asked
+    assert took <= drain + MARGIN, f"{took:.1f} s"
+    return code
+
+
+def nothing_is_left(service: Service, leases: int = 0) -> None:
+    """No job is running, and nobody has a lease but `leases` others."""
+    running = service.client.ledger.execute("SELECT id FROM jobs WHERE state = 'running'")
+    assert running == []
+    assert len(service.client.ledger.execute("SELECT lease FROM workers")) == leases
+
+
+def was_released(service: Service, *ids: str) -> None:
+    """These jobs can be run by others, and nobody counts what happened as a crash."""
+    for job in service.client.summary(ids):
+        assert (job.state, job.lost, job.suspect) == (State.QUEUED, 0, False)
+        assert [attempt.outcome for attempt in job.attempts] == ["released"]
+
+
+def holding(service: Service, count: int = 1) -> list[str]:
+    """Jobs that run until the gate is opened, once their tasks have begun."""
+    ids = service.enqueue_many("test.hold", count, service.log, service.gate)
+    begun(service, count)
+    return ids
+
+
+def begun(service: Service, count: int = 1) -> None:
+    service.until(lambda: len(service.ran("start")) >= count, what="the tasks have begun")
+
+
+@pytest.fixture
+def postgres_line(settings: Settings) -> Iterator[Proxy]:
+    """The network between a worker and Postgres."""
+    with proxied(settings.database_url.get_secret_value()) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def redis_line(settings: Settings) -> Iterator[Proxy]:
+    """The network between a worker and Redis."""
+    with proxied(settings.redis_url.get_secret_value()) as proxy:
+        yield proxy
+
+
+def broken(proxy: Proxy, how: str) -> None:
+    proxy.refuse() if how == "refused" else proxy.blackhole()
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_an_idle_worker_leaves_nothing(service: Service, pool: str) -> None:
+    worker = service.worker(pool, 2)
+    assert leaves(worker, 0.0) == 0  # idle: it uses none of its drain's ten seconds
+    nothing_is_left(service)
+
+
+@pytest.mark.parametrize(("pool", "drain"), [("threads", 0.0), ("prefork", 0.0), ("solo", 1.0)])
+def test_what_does_not_end_in_time_is_released(service: Service, pool: str, drain: float) -> None:
+    worker = service.worker(pool, 2, WORKER_DRAIN_SECONDS=str(drain))
+    ids = holding(service, 1 if pool == "solo" else 2)
+    assert leaves(worker, drain) == 0
+    was_released(service, *ids)
+    nothing_is_left(service)
+
+
+@pytest.mark.parametrize("pool", ["threads", "prefork"])
+def test_what_ends_in_time_is_recorded_beside_what_does_not(service: Service, pool: str) -> None:
+    worker = service.worker(pool, 2, WORKER_DRAIN_SECONDS="2")
+    (held,) = holding(service)
+    ends = service.enqueue("test.sleep", service.log, 0.7)
+    begun(service, 2)
+    assert leaves(worker, 2) == 0
+    assert service.client.job(ends).state is State.SUCCEEDED
+    was_released(service, held)
+    nothing_is_left(service)
+
+
+@pytest.mark.parametrize("pool", ["threads", "prefork"])
+def test_others_run_what_waits_while_the_worker_still_drains(service: Service, pool: str) -> None:
+    # Given a worker that is full, and jobs that wait for it
+    leaving = service.worker(pool, 1, WORKER_DRAIN_SECONDS="60")
+    (held,) = holding(service)
+    waiting = service.enqueue_many("test.note", 3, service.log)
+    # When it drains, and another one is there
+    leaving.send(SIGTERM)
+    service.worker(pool, 1)
+    # Then that one runs them, while the first still runs its job, and this job too comes to its end
+    assert service.all_ended(waiting) == {State.SUCCEEDED: 3}
+    assert leaving.exit_code is None and service.client.job(held).state is State.RUNNING
+    service.open_gate()
+    assert leaving.wait(15) == 0
+    job = service.client.job(held)
+    assert (job.state, job.attempts) == (State.SUCCEEDED, ())
+    nothing_is_left(service, leases=1)
+
+
+@pytest.mark.parametrize(
+    ("pool", "how"), [("threads", "refused"), ("prefork", "blackholed"), ("solo", "blackholed")]
+)
+def test_it_ends_in_time_while_postgres_is_away(
+    service: Service, postgres_line: Proxy, pool: str, how: str
+) -> None:
+    worker = service.worker(pool, 1, DATABASE_URL=postgres_line.url, WORKER_DRAIN_SECONDS="1")
+    (job_id,) = holding(service)
+    broken(postgres_line, how)
+    leaves(worker, 1)
+    assert "The lease is left to expire" in worker.output
+    assert service.client.job(job_id).state is State.RUNNING  # until the keeper rescues it
+
+
+def test_an_idle_worker_ends_in_time_while_postgres_is_silent(
+    service: Service, postgres_line: Proxy
+) -> None:
+    worker = service.worker("threads", 1, DATABASE_URL=postgres_line.url, WORKER_DRAIN_SECONDS="1")
+    postgres_line.blackhole()
+    leaves(worker, 1)
+
+
+def test_results_that_wait_for_postgres_are_written_when_it_comes_back_in_the_drain(
+    service: Service, postgres_line: Proxy
+) -> None:
+    # Given many results that wait because Postgres is away
+    worker = service.worker(
+        "threads", 64, DATABASE_URL=postgres_line.url, WORKER_LEASE_SECONDS="30"
+    )
+    ids = holding(service, 64)
+    postgres_line.refuse()
+    service.open_gate()
+    worker.wait_for_line("results wait for Postgres")
+    # When the worker drains, and Postgres comes back meanwhile
+    worker.send(SIGTERM)
+    worker.wait_for_line("Warm shutdown")
+    postgres_line.heal()
+    # Then every one of them is recorded
+    assert worker.wait(15) == 0
+    assert service.client.counts(ids) == {State.SUCCEEDED: 64}
+    nothing_is_left(service)
+
+
+@pytest.mark.parametrize(("pool", "how"), [("threads", "blackholed"), ("prefork", "refused")])
+def test_it_ends_in_time_and_releases_while_redis_is_away(
+    service: Service, redis_line: Proxy, pool: str, how: str
+) -> None:
+    worker = service.worker(pool, 2, REDIS_URL=redis_line.url, WORKER_DRAIN_SECONDS="1")
+    ids = holding(service)
+    broken(redis_line, how)
+    leaves(worker, 1)
+    was_released(service, *ids)
+    nothing_is_left(service)
+
+
+def test_a_suspect_in_its_process_is_released_with_its_worker(service: Service) -> None:
+    # Given a suspect that runs in an isolated process of a worker
+    service.keeper()
+    victim = service.worker("threads", 1)
+    (job_id,) = holding(service)
+    victim.kill()
+    worker = service.worker("threads", 1, WORKER_DRAIN_SECONDS="1")
+    begun(service, 2)
+    # When the worker drains
+    leaves(worker, 1)
+    # Then the job has not lost another attempt
+    job = service.client.job(job_id)
+    assert job.state is State.QUEUED
+    assert [attempt.outcome for attempt in job.attempts] == ["lost", "released"]
+    nothing_is_left(service)
+
+
+@pytest.mark.parametrize("pool", ["threads", "prefork"])
+def test_a_task_that_hears_nothing_does_not_hold_up_the_end(service: Service, pool: str) -> None:
+    worker = service.worker(pool, 1, WORKER_DRAIN_SECONDS="1", **STUBBORN)
+    job_id = service.enqueue("test.deaf", service.log, pool == "prefork")
+    begun(service)
+    leaves(worker, 1)
+    was_released(service, job_id)
+    nothing_is_left(service)
+
+
+def test_a_task_that_takes_the_gil_in_the_drain_does_not_hold_up_the_end(
+    service: Service,
+) -> None:
+    worker = service.worker("threads", 1, WORKER_DRAIN_SECONDS="1", **STUBBORN)
+    service.enqueue("test.grip", service.log, service.gate)
+    begun(service)
+    asked = time.monotonic()
+    worker.send(SIGTERM)
+    worker.wait_for_line("Warm shutdown")
+    service.open_gate()
+    worker.wait(60)
+    assert time.monotonic() - asked <= 1 + MARGIN
+    assert "most recent call first" in worker.output  # it says where it hung
+
+
+@pytest.mark.parametrize("is_busy", [True, False], ids=["busy", "idle"])
+def test_a_child_that_hears_nothing_does_not_hold_up_the_end(
+    service: Service, is_busy: bool
+) -> None:
+    worker = service.worker("prefork", 1, WORKER_DRAIN_SECONDS="1")
+    probe = service.enqueue("test.note", service.log)
+    service.ended(probe)
+    child = int(service.ran("ran")[0][1])
+    ids = holding(service) if is_busy else []
+    os.kill(child, signal.SIGSTOP)
+    leaves(worker, 1)
+    was_released(service, *ids)
+    nothing_is_left(service)
+
+
+@pytest.mark.parametrize(
+    "signals",
+    [(SIGTERM, SIGTERM), (SIGTERM, SIGINT), (SIGINT, SIGINT, SIGINT)],
+    ids=lambda signals: "-".join(one.name for one in signals),
+)
+def test_further_signals_do_not_hold_up_the_end(
+    service: Service, signals: tuple[signal.Signals, ...]
+) -> None:
+    worker = service.worker("threads", 1, WORKER_DRAIN_SECONDS="1")
+    ids = holding(service)
+    leaves(worker, 1, *signals)
+    was_released(service, *ids)
+    nothing_is_left(service)
+
+
+@pytest.mark.parametrize(
+    ("pool", "signals"),
+    [
+        ("threads", (SIGQUIT,)),
+        ("prefork", (SIGQUIT,)),
+        ("solo", (SIGQUIT,)),
+        ("prefork", (SIGTERM, SIGQUIT)),
+        ("threads", (SIGQUIT, SIGQUIT, SIGQUIT)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "-".join(one.name for one in value),
+)
+def test_sigquit_gives_the_running_jobs_no_time(
+    service: Service, pool: str, signals: tuple[signal.Signals, ...]
+) -> None:
+    worker = service.worker(pool, 1, WORKER_DRAIN_SECONDS="30")
+    ids = holding(service)
+    leaves(worker, 0, *signals)
+    was_released(service, *ids)
+    nothing_is_left(service)
+
+
+@pytest.mark.parametrize("pool", ["threads", "prefork"])
+def test_a_worker_that_is_quit_is_not_gone_before_it_has_given_back(
+    service: Service, postgres_line: Proxy, pool: str
+) -> None:
+    # Given a worker for which each word with Postgres takes longer than Celery's end does
+    worker = service.worker(pool, 1, DATABASE_URL=postgres_line.url, WORKER_LEASE_SECONDS="30")
+    ids = holding(service)
+    postgres_line.delay(0.25)
+    # When it is quit
+    leaves(worker, 0, SIGQUIT)
+    # Then it has given back its job and its lease
+    was_released(service, *ids)
+    nothing_is_left(service)
+
+
+@pytest.mark.parametrize("store", ["postgres", "redis"])
+@pytest.mark.parametrize("how", ["refused", "blackholed"])
+def test_a_worker_that_waits_for_a_store_at_its_start_ends_in_time(
+    service: Service, postgres_line: Proxy, redis_line: Proxy, store: str, how: str
+) -> None:
+    broken(postgres_line if store == "postgres" else redis_line, how)
+    argv = ["-m", "celery", "-A", "tests.acceptance.shop", "worker", "-P", "prefork", "-c", "2"]
+    worker = service.processes(
+        [sys.executable, *argv],
+        {
+            "DATABASE_URL": postgres_line.url,
+            "REDIS_URL": redis_line.url,
+            "WORKER_DRAIN_SECONDS": "0",
+        },
+    )
+    worker.wait_for_line("[queues]")  # the last of what Celery says before it starts
+    if how == "refused":
+        worker.wait_for_line("Waiting for Postgres" if store == "postgres" else "Cannot connect")
+    leaves(worker, 0)
+    nothing_is_left(service)

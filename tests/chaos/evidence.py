@@ -1,0 +1,232 @@
+"""The evidence: the history files, loaded beside the audit into temporary tables of one session.
+
+said      what producers and tasks were answered, an event a row
+runs      executions, each with its start and its end, and when at the latest it was over
+moves     the audit of jobs, each with the state that the move before left, and the job's life:
+          how often it had been replayed
+leases    one row a lease: whose, from when, until when, and who ended it
+found     the jobs as they are, each with its kind and the token of the execution it has a result of
+told      one row a job that anybody spoke of: what of it was acknowledged
+
+Times are Unix seconds of the wall clock, the database's among them: it is the same machine.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psycopg2.extensions
+
+from tests.chaos.clock import Clock
+from tests.chaos.history import Event
+
+#: The fields that an event must have, by the file's kind. Other events are noted for people.
+FIELDS = {
+    "producer": {
+        "accepted": {"job", "kind", "key"},
+        "unsure": {"job", "kind", "key"},
+        "refused": {"kind", "key"},
+        "cancelled": {"job"},
+        "uncancelled": {"job"},
+        "cancel-unsure": {"job"},
+    },
+    "execution": {
+        "start": {"job", "attempt", "lease", "run", "kind"},
+        "end": {"job", "attempt", "lease", "run", "how"},
+        "accepted": {"job", "kind", "key"},
+        "unsure": {"job", "kind", "key"},
+    },
+    "nemesis": {
+        "clock": {"wall"},
+        "begin": {"fault", "target"},
+        "end": {"fault", "target"},
+        "kill": {"worker", "pid", "pool", "unstarted", "unflushed"},
+        "death": {"file", "pid"},
+        "outage": {"store"},
+        "back": {"store"},
+    },
+}
+#: Seconds by which a death may be noted late: what ran in that process is given that much less.
+NOTED_LATE = 0.5
+
+_TABLES = """
+    CREATE TEMP TABLE said (
+        t float8, file text, event text, job text COLLATE "C", kind text, key text COLLATE "C");
+    CREATE TEMP TABLE runs (
+        run text, job text COLLATE "C", attempt int, lease text COLLATE "C", kind text, file text,
+        began float8, ended float8, how text, over float8);
+"""
+
+_DERIVED = """
+    CREATE FUNCTION pg_temp.run_of(result bytea) RETURNS text LANGUAGE plpgsql AS $$
+    BEGIN
+        RETURN convert_from(result, 'UTF8')::json ->> 'run';
+    EXCEPTION WHEN others THEN
+        RETURN NULL;  -- no JSON object: no token
+    END $$;
+
+    CREATE TEMP TABLE moves AS
+    SELECT n, extract(epoch FROM at)::float8 AS t, xid, by, job, old_state, new_state,
+           old_attempt, new_attempt, old_lease, new_lease, old_worker, new_worker, new_lost,
+           changed,
+           lag(n) OVER life AS before_n, lag(new_state) OVER life AS before_state,
+           lead(n) OVER life IS NULL AS is_last,
+           count(*) FILTER (WHERE old_state IN ('succeeded', 'failed', 'cancelled')
+                              AND new_state = 'queued') OVER life AS life
+    FROM audit_moves WINDOW life AS (PARTITION BY job ORDER BY n);
+    CREATE INDEX ON moves (job, n);
+    CREATE INDEX ON runs (job, attempt);
+    CREATE INDEX ON said (job);
+
+    CREATE TEMP TABLE leases AS
+    SELECT lease, max(name) AS name, left(max(name), 63) AS writer,
+           left(max(name) || ' lease', 63) AS renewer,
+           extract(epoch FROM min(at) FILTER (WHERE what = 'open'))::float8 AS opened,
+           extract(epoch FROM min(at) FILTER (WHERE what = 'end'))::float8 AS ended,
+           min(xid::text) FILTER (WHERE what = 'end') AS end_xid,
+           min(by) FILTER (WHERE what = 'end') AS ended_by,
+           extract(epoch FROM max(expires_at) FILTER (WHERE what = 'end'))::float8 AS end_expires,
+           extract(epoch FROM (array_agg(expires_at ORDER BY n DESC) FILTER (
+               WHERE what <> 'end' AND by IN (left(name, 63), left(name || ' lease', 63))
+           ))[1])::float8 AS granted_until,
+           extract(epoch FROM max(expires_at))::float8 AS expires
+    FROM audit_leases GROUP BY lease;
+
+    CREATE TEMP TABLE found AS
+    SELECT id AS job, substring(task FROM '[^.]*$') AS kind, state, attempt, lease, worker, key,
+           error, state IN ('succeeded', 'failed', 'cancelled') AS is_final,
+           COALESCE(state = 'failed' AND error LIKE 'poison%', false) AS is_poison,
+           CASE WHEN state = 'succeeded' THEN pg_temp.run_of(result) END AS run
+    FROM jobs;
+    CREATE UNIQUE INDEX ON found (job);
+
+    -- A keyed enqueue that raised does not know its job's id.
+    UPDATE said SET job = found.job FROM found WHERE said.job IS NULL AND said.key = found.key
+        AND said.event IN ('accepted', 'unsure');
+
+    CREATE TEMP TABLE told AS
+    SELECT job, max(kind) AS kind, bool_or(event = 'accepted') AS accepted,
+           bool_or(event IN ('accepted', 'unsure')) AS spoken_of,
+           bool_or(event = 'cancelled') AS cancelled,
+           bool_or(event IN ('cancelled', 'cancel-unsure')) AS cancel_asked
+    FROM said WHERE job IS NOT NULL GROUP BY job;
+    CREATE UNIQUE INDEX ON told (job);
+    -- What a job is, its producer knows better than the service.
+    UPDATE found SET kind = told.kind FROM told WHERE told.job = found.job
+        AND told.kind <> found.kind;
+    ANALYZE said; ANALYZE runs; ANALYZE moves; ANALYZE leases; ANALYZE found; ANALYZE told;
+"""
+
+
+@dataclass
+class Evidence:
+    """A session that holds the evidence, and what of the history is not worth a table.
+
+    Attributes:
+        cursor: of the session.
+        clock: the wall clock at any time of the history.
+        nemesis: its events, in their order, with `wall` of each.
+        faults: what is wrong with the logs themselves.
+    """
+
+    cursor: psycopg2.extensions.cursor
+    clock: Clock
+    nemesis: list[Event]
+    faults: list[str] = field(default_factory=list)
+
+
+def load(folder: Path, cursor: psycopg2.extensions.cursor) -> Evidence:
+    """Read every file of `folder` into the session of `cursor`.
+
+    Raises:
+        ValueError: there is no history, or it cannot be tied to the wall clock.
+    """
+    faults: list[str] = []
+    nemesis = list(_events(folder / "nemesis.jsonl", faults))
+    evidence = Evidence(cursor, Clock.of(nemesis), nemesis, faults)
+    for event in nemesis:
+        event.setdefault("wall", evidence.clock.wall(event["t"]))
+    cursor.execute(_TABLES)
+    for path in sorted(folder.glob("producer-*.jsonl")):
+        events = list(_events(path, faults))
+        if not any(event["event"] in FIELDS["producer"] for event in events):
+            faults.append(f"{path.name}: a producer that has nothing to say")
+        _copy(cursor, "said", _said(path, events, evidence.clock))
+    for path in sorted(folder.glob("execution-*.jsonl")):
+        events = list(_events(path, faults))
+        _copy(cursor, "said", _said(path, events, evidence.clock))
+        _copy(cursor, "runs", _runs(path, events, evidence))
+    cursor.execute(_DERIVED)
+    return evidence
+
+
+def _events(path: Path, faults: list[str]) -> Iterator[Event]:
+    """The events of one file that can be believed; a last line that was cut is left out."""
+    if not path.is_file():
+        raise ValueError(f"There is no {path.name} in {path.parent}: is it a history's folder?")
+    fields = FIELDS[path.stem.partition("-")[0]]
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):
+                return
+            fault = None
+            try:
+                event = json.loads(line)
+                missing = fields.get(event["event"], set()) - event.keys()
+                float(event["t"])
+            except (ValueError, KeyError, TypeError) as exc:
+                fault = f"{type(exc).__name__}: {exc}"
+            else:
+                fault = f"without {', '.join(sorted(missing))}" if missing else None
+            if fault:
+                faults.append(f"{path.name}, line {number}: {fault}: {line[:200]!r}")
+            else:
+                yield event
+
+
+def _said(path: Path, events: Iterable[Event], clock: Clock) -> Iterator[tuple[Any, ...]]:
+    for event in events:
+        if event["event"] not in ("start", "end"):
+            told = (event.get(name) for name in ("job", "kind", "key"))
+            yield (clock.wall(event["t"]), path.name, event["event"], *told)
+
+
+def _runs(path: Path, events: list[Event], evidence: Evidence) -> Iterator[tuple[Any, ...]]:
+    """The executions of one process; one without an end was over when its process was."""
+    wall = evidence.clock.wall
+    last = max((wall(event["t"]) for event in events), default=0.0)
+    deaths = [
+        event["wall"] - NOTED_LATE
+        for event in evidence.nemesis
+        if event["event"] == "death" and Path(event["file"]).name == path.name
+    ]
+    over = max([last, *deaths])
+    ends = {event["run"]: event for event in events if event["event"] == "end"}
+    for event in events:
+        if event["event"] != "start":
+            continue
+        end = ends.pop(event["run"], None)
+        ended = wall(end["t"]) if end else None
+        told = [event[name] for name in ("run", "job", "attempt", "lease", "kind")]
+        how = end["how"] if end else None
+        yield (*told, path.name, wall(event["t"]), ended, how, over if ended is None else ended)
+    for event in ends.values():
+        evidence.faults.append(f"{path.name}: an end without its start: {event}")
+
+
+def _copy(cursor: psycopg2.extensions.cursor, table: str, rows: Iterable[tuple[Any, ...]]) -> None:
+    text = "".join("\t".join(map(_field, row)) + "\n" for row in rows)
+    cursor.copy_expert(f"COPY {table} FROM STDIN", io.StringIO(text))
+
+
+def _field(value: Any) -> str:
+    """As COPY reads it."""
+    if value is None:
+        return r"\N"
+    text = str(value).replace("\\", "\\\\").replace("\0", "")
+    return text.replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")

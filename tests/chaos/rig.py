@@ -1,0 +1,249 @@
+"""The rig: a whole service on real servers, every connection through a wire that can be broken.
+
+Members that end are started again after a moment, as an orchestrator would. Everything is started
+from the main thread and dies with this process.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psycopg2
+import redis
+
+from tests.chaos import audit
+from tests.chaos.history import Journal
+from tests.chaos.members import Member, Wires
+from tests.chaos.watch import DeathWatch
+from worker.ledger.migrate import migrate
+from worker.settings import Settings
+from worker.stack.postgres import PostgresServer
+from worker.stack.redis import RedisServer
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a rig is made with.
+
+    Attributes:
+        lease: seconds of a worker's lease.
+        drain: seconds of a drain.
+        distance: seconds that each direction of each connection to a store takes.
+        threads: workers with a pool of threads, by their concurrency.
+        prefork: workers with a prefork pool, by their concurrency.
+        keepers: how many keepers.
+        away: seconds of the long outage of Postgres.
+    """
+
+    lease: float = 5.0
+    drain: float = 5.0
+    distance: float = 0.004
+    threads: tuple[int, ...] = (200, 200)
+    prefork: tuple[int, ...] = (4, 4)
+    keepers: int = 2
+    away: float = 30.0
+
+
+class Rig:
+    """The service under test.
+
+    Args:
+        folder: where everything is kept; see `started`.
+        terms: its size and times.
+        seed: of the producers.
+    """
+
+    def __init__(self, folder: Path, terms: Terms, seed: str) -> None:
+        self.folder, self.terms, self.seed = folder, terms, seed
+        self.history = folder / "history"
+        self.history.mkdir()
+        self.logs = folder / "logs"
+        self.logs.mkdir()
+        self.journal = Journal(self.history / "nemesis.jsonl")
+        self.postgres = PostgresServer(folder / "postgres", options={"max_connections": "150"})
+        self.redis = RedisServer(folder / "redis")
+        self.workers: list[Member] = []
+        self.keepers: list[Member] = []
+        self.producers: list[Member] = []
+        self.wires: dict[str, Wires] = {}
+        self.unexpected: list[str] = []
+        self._deaths = DeathWatch(self.history, self.journal)
+        self._reader: Any = None
+
+    @property
+    def members(self) -> Iterator[Member]:
+        """Everything that is started again when it ends."""
+        yield from (*self.keepers, *self.workers, *self.producers)
+
+    def start(self) -> None:
+        """Start the servers, the wires, keepers and workers; no producers yet."""
+        self.postgres.start()
+        self.redis.start()
+        settings = Settings.load(database_url=self.postgres.url, redis_url=self.redis.url)
+        migrate(settings.database_url.get_secret_value())
+        audit.install(self.postgres.url)
+        for store, url in (("postgres", self.postgres.url), ("redis", self.redis.url)):
+            distance = self.terms.distance
+            self.wires[store] = Wires(store, url, distance, self.logs / f"wire-{store}.log")
+        self._deaths.start()
+        self.note_clock()
+        for number in range(self.terms.keepers):
+            self.keepers.append(self._member(f"keeper{number + 1}", "", ["keeper"]))
+        pools = [("threads", slots) for slots in self.terms.threads]
+        pools += [("prefork", slots) for slots in self.terms.prefork]
+        for number, (pool, slots) in enumerate(pools, 1):
+            argv = ["run", "-n", "{node}", "-P", pool, "-c", str(slots)]
+            self.workers.append(self._member(f"w{number}", pool, argv))
+
+    def produce(self, name: str, road: str, rate: float, mix: dict[str, int]) -> None:
+        """Start a producer of `mix`, at `rate` jobs a second."""
+        said = ",".join(f"{kind}={weight}" for kind, weight in mix.items())
+        argv = [sys.executable, "-m", "tests.chaos.producer", name, road, str(rate)]
+        argv += [self.seed, said]
+        self.producers.append(self._started(name, "", argv))
+
+    def stop_producers(self) -> None:
+        """End the producers; what they have enqueued is to end by itself."""
+        for member in self.producers:
+            member.is_stopped = True
+            member.send(signal.SIGTERM)
+        for member in self.producers:
+            if member.process is not None and not member.process.wait(30):
+                member.process.kill()
+
+    def look_after(self) -> None:
+        """Start again what has ended."""
+        for member in self.members:
+            if said := member.look_after():
+                self.journal.note("ended", member=member.name, said=said)
+                print(f"  {said}", file=sys.stderr) if member in self.producers else None
+
+    def heal(self) -> None:
+        """Take away every fault: wires, stopped processes, servers that are away."""
+        for wires in self.wires.values():
+            wires.heal()
+        for member in self.members:
+            member.send(signal.SIGCONT)
+        for server in (self.postgres, self.redis):
+            if not server.alive:
+                server.start()
+
+    def stop(self) -> None:
+        """Drain the workers, end the rest."""
+        for member in self.members:
+            member.is_stopped = True
+            member.send(signal.SIGCONT)
+            member.send(signal.SIGTERM)
+        until = time.monotonic() + self.terms.drain + 10
+        for member in self.members:
+            if member.process and not member.process.wait(max(0.1, until - time.monotonic())):
+                member.process.kill()
+        for wires in self.wires.values():
+            wires.close()
+        self._deaths.stop()
+
+    def close(self) -> None:
+        """End whatever is left, the servers included."""
+        for member in self.members:
+            if member.process is not None:
+                member.process.kill()
+        self._kill_orphans()
+        self._deaths.stop()
+        self.postgres.stop()
+        self.redis.stop()
+
+    def _kill_orphans(self) -> None:
+        """Kill what killed workers left behind: isolated processes that still drain."""
+        mark = f"CHAOS_HISTORY={self.history}".encode()
+        for entry in Path("/proc").iterdir():
+            with suppress(OSError):
+                if entry.name.isdigit() and mark in (entry / "environ").read_bytes().split(b"\0"):
+                    os.kill(int(entry.name), signal.SIGKILL)
+
+    def note_clock(self) -> None:
+        """Tie the two clocks together."""
+        self.journal.note("clock", wall=time.time())
+
+    def query(self, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
+        """Ask Postgres directly, by no wire.
+
+        Raises:
+            psycopg2.Error: it is away.
+        """
+        if self._reader is None or self._reader.closed:
+            self._reader = psycopg2.connect(
+                self.postgres.url, connect_timeout=5, application_name="chaos"
+            )
+            self._reader.autocommit = True
+        try:
+            with self._reader.cursor() as cursor:
+                cursor.execute(statement, parameters or None)
+                return cursor.fetchall() if cursor.description else []
+        except psycopg2.Error:
+            with suppress(psycopg2.Error):
+                self._reader.close()
+            self._reader = None
+            raise
+
+    def doorbells(self) -> redis.Redis:
+        """A connection to Redis, by no wire."""
+        return redis.Redis.from_url(self.redis.url, socket_timeout=5)
+
+    def children_of(self, member: Member) -> list[int]:
+        """The pids of a prefork worker's pool; its isolated process is not one of them."""
+        children = []
+        for entry in Path(f"/proc/{member.pid}/task").glob("*/children"):
+            with suppress(OSError):
+                children += [int(pid) for pid in entry.read_text().split()]
+        return [pid for pid in children if not _is_isolated(pid)]
+
+    def _member(self, name: str, pool: str, argv: list[str]) -> Member:
+        return self._started(name, pool, [sys.executable, "-m", "worker", *argv])
+
+    def _started(self, name: str, pool: str, argv: list[str]) -> Member:
+        environment = {
+            "DATABASE_URL": self.wires["postgres"].url_for(name),
+            "REDIS_URL": self.wires["redis"].url_for(name),
+            "WORKER_TASKS": "tests.chaos.tasks",
+            "WORKER_LEASE_SECONDS": str(self.terms.lease),
+            "WORKER_DRAIN_SECONDS": str(self.terms.drain),
+            "WORKER_LOG_LEVEL": "warning",
+            "CHAOS_HISTORY": str(self.history),
+            "PYTHONPATH": os.pathsep.join(sys.path),
+        }
+        member = Member(name, pool, argv, environment, self.logs / f"{name}.log")
+        member.start()
+        return member
+
+
+def _is_isolated(pid: int) -> bool:
+    try:
+        return b"WORKER_ISOLATED=true" in Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:
+        return True  # gone
+
+
+@contextmanager
+def started(folder: Path, terms: Terms, seed: str) -> Iterator[Rig]:
+    """A running rig in `folder`, and nothing of it left afterwards but its files."""
+    rig = Rig(folder, terms, seed)
+    try:
+        rig.start()
+        yield rig
+    finally:
+        rig.close()
+
+
+def chosen(dice: random.Random, members: list[Member]) -> Member | None:
+    """One of `members` that runs, if any does."""
+    running = [member for member in members if member.pid is not None]
+    return dice.choice(running) if running else None

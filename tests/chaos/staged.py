@@ -1,0 +1,282 @@
+"""A chaos run on a stage: its lines are given to the players, its moves are the real ledger's.
+
+For the tests of the checker. Every session has the name that a real one has.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+import psycopg2
+
+from tests.chaos import audit
+from tests.chaos.history import Journal
+from worker.jobs.job import Fence, Finish
+from worker.jobs.message import new_job
+from worker.jobs.states import State
+from worker.ledger.change import cancel, replay
+from worker.ledger.claim import claim, claim_suspects
+from worker.ledger.database import Ledger
+from worker.ledger.dispatch import dispatch_due
+from worker.ledger.enqueue import enqueue
+from worker.ledger.finish import finish
+from worker.ledger.lease import close_lease, open_lease
+from worker.ledger.rescue import rescue
+
+CLIENT, KEEPER = "celery-ledger client", "celery-ledger keeper"
+
+
+def success(fence: Fence, result: bytes | None) -> Finish:
+    """The attempt returned."""
+    return Finish(fence, State.SUCCEEDED, "succeeded", result, "application/json")
+
+
+class Stage:
+    """One run: a folder of histories, an audited database, and who writes to them.
+
+    Args:
+        folder: of the history files.
+        url: of a migrated, empty database.
+    """
+
+    def __init__(self, folder: Path, url: str) -> None:
+        self.folder, self.url = folder, url
+        self.leases: dict[str, str] = {}
+        self.children = 1
+        self._ledgers: dict[str, Ledger] = {}
+        audit.install(url)
+        self.producer = Journal(folder / "producer-p1.jsonl")
+        self.nemesis = Journal(folder / "nemesis.jsonl")
+        self.nemesis.note("clock", wall=time.time())
+
+    def close(self) -> None:
+        """Close every session."""
+        for ledger in self._ledgers.values():
+            ledger.close()
+
+    def ledger(self, name: str) -> Ledger:
+        """The session of this name."""
+        if name not in self._ledgers:
+            url = self.url.replace("postgresql://", "postgresql+psycopg2://")
+            self._ledgers[name] = Ledger(url, name=name, connections=1)
+        return self._ledgers[name]
+
+    def sql(self, by: str, statement: str, **parameters: Any) -> None:
+        """A statement of a session that knows no fence."""
+        with psycopg2.connect(audit.dsn(self.url), application_name=by) as connection:
+            connection.cursor().execute(statement, parameters)
+        connection.close()
+
+    # --- producers
+
+    def accepted(self, kind: str, job: str | None = None, **more: Any) -> str:
+        """Enqueue a job and say so; its id."""
+        job = self.enqueued(kind, job, **more)
+        self.producer.note("accepted", job=job, kind=kind, key=more.get("key"))
+        return job
+
+    def enqueued(self, kind: str, job: str | None = None, **more: Any) -> str:
+        """Enqueue a job, and say nothing; its id."""
+        new = new_job(f"chaos.{kind}", (), job_id=job or uuid.uuid4().hex, **more)
+        enqueue(self.ledger(CLIENT), [new])
+        return new.id
+
+    def cancelled(self, job: str) -> None:
+        """Cancel a job, by a client."""
+        cancel(self.ledger(CLIENT), job, "asked")
+        self.producer.note("cancelled", job=job)
+
+    # --- workers
+
+    def lease(self, worker: str, *, isolated: bool = False) -> str:
+        """The worker's lease, opened when it has none; valid for the whole test."""
+        if worker not in self.leases:
+            renewer = self.ledger(f"{worker} lease")
+            self.leases[worker] = open_lease(renewer, worker, ["celery"], 600, isolated=isolated)
+        return self.leases[worker]
+
+    def claim(self, worker: str, job: str) -> Fence:
+        """Claim the job for the worker."""
+        (one,) = claim(self.ledger(worker), self.lease(worker), [job])
+        return one.fence
+
+    def claim_alone(self, worker: str) -> Fence:
+        """Claim the suspect that waits, for a process of its own."""
+        lease = self.lease(worker, isolated=True)
+        (one,) = claim_suspects(self.ledger(worker), lease, ["celery"], 1, idle=True)
+        return one.fence
+
+    def start(
+        self, worker: str, fence: Fence, kind: str, pid: int = 1, **more: Any
+    ) -> dict[str, Any]:
+        """The task's code begins, in the worker or a child; what its end has to say too."""
+        said = {
+            "job": fence.id, "attempt": fence.attempt, "lease": fence.lease,
+            "run": uuid.uuid4().hex, "kind": kind,
+        }  # fmt: skip
+        self.execution(worker, pid).note("start", **{**said, **more})
+        return said
+
+    def end(self, worker: str, said: dict[str, Any], how: str = "returned", **more: Any) -> bytes:
+        """The task's code ends; its encoded result."""
+        self.execution(worker).note("end", how=how, **{**said, **more})
+        return json.dumps({"run": said["run"], "attempt": said["attempt"]}).encode()
+
+    def execution(self, worker: str, pid: int = 1) -> Journal:
+        """The journal of the worker's process, or of a child's."""
+        return Journal(self.folder / f"execution-{worker}-{pid}.jsonl")
+
+    def run(self, worker: str, job: str, kind: str, how: str = "returned") -> tuple[Fence, bytes]:
+        """Claim and execute."""
+        fence = self.claim(worker, job)
+        return fence, self.end(worker, self.start(worker, fence, kind), how)
+
+    def succeed(self, worker: str, job: str, kind: str) -> Fence:
+        """Claim, execute, finish."""
+        fence, result = self.run(worker, job, kind)
+        self.finish(worker, success(fence, None if kind == "ignoring" else result))
+        return fence
+
+    def rerun(self, worker: str, kind: str) -> None:
+        """Claim the suspect that waits, execute, finish."""
+        fence = self.claim_alone(worker)
+        self.finish(worker, success(fence, self.end(worker, self.start(worker, fence, kind))))
+
+    def retry(self, worker: str, job: str, kind: str) -> None:
+        """Claim, execute, ask for another attempt; the keeper queues it."""
+        fence, _ = self.run(worker, job, kind, "retried")
+        self.finish(worker, Finish(fence, State.SCHEDULED, "retried", error="not yet", delay=0))
+        assert dispatch_due(self.ledger(KEEPER), None)
+
+    def fail(
+        self,
+        worker: str,
+        job: str,
+        kind: str,
+        error: str | None = "ValueError: no",
+        traceback: str | None = "Traceback",
+    ) -> None:
+        """Claim, execute, raise."""
+        fence, _ = self.run(worker, job, kind, "raised")
+        end = Finish(fence, State.FAILED, "failed", error=error, traceback=traceback)
+        self.finish(worker, end)
+
+    def lose_child(self, worker: str, job: str, kind: str, *, poison: bool = False) -> None:
+        """Claim, start, and die in a child; the parent sees it, and may condemn the job."""
+        fence = self.claim(worker, job)
+        self.children += 1
+        self.start(worker, fence, kind, pid=self.children)
+        self.nemesis.note("death", file=f"execution-{worker}-{self.children}.jsonl", pid=0)
+        state = State.FAILED if poison else State.QUEUED
+        error = "poison: 3 attempts were lost with their process" if poison else "died"
+        self.finish(worker, Finish(fence, state, "lost", error=error))
+
+    def finish(self, worker: str, end: Finish) -> None:
+        """Write an attempt's end by the worker's writer."""
+        assert end.fence.id in finish(self.ledger(worker), [end]).granted
+
+    def die(self, worker: str) -> None:
+        """The worker's process is killed, and nobody renewed its lease for a while."""
+        self.nemesis.note("death", file=f"execution-{worker}-1.jsonl", pid=1)
+        self.sql(
+            f"{worker} lease",
+            "UPDATE workers SET renewed_at = clock_timestamp() - interval '20 s',"
+            " expires_at = clock_timestamp() - interval '5 s' WHERE lease = %(lease)s",
+            lease=self.leases.pop(worker),
+        )
+
+    def leave(self, worker: str) -> None:
+        """The worker drains: what it holds is given back as its last act."""
+        close_lease(self.ledger(f"{worker} lease"), self.leases.pop(worker))
+
+    def rescue(self) -> None:
+        """The keeper ends what has expired."""
+        rescue(self.ledger(KEEPER), None, 3)
+
+    def kill(self, worker: str) -> None:
+        """The nemesis kills a worker's parent; the keeper rescues its jobs."""
+        self.nemesis.note("begin", fault="kill-worker", target=worker)
+        self.nemesis.note("kill", worker=worker, pid=1, pool="threads", unstarted=60, unflushed=70)
+        self.die(worker)
+        self.nemesis.note("end", fault="kill-worker", target=worker)
+        self.rescue()
+
+
+def play_honestly(stage: Stage) -> None:
+    """A run in which everything happens that may, and nothing that must not."""
+    for kind in ("noop", "cpu", "sleep", "large", "parent", "ignoring"):
+        stage.succeed("w1", stage.accepted(kind), kind)
+    for kind in ("flaky", "retrying"):
+        job = stage.accepted(kind)
+        stage.retry("w1", job, kind)
+        stage.succeed("w2", job, kind)
+    job = stage.accepted("failing")
+    stage.fail("w1", job, "failing")
+    replay(stage.ledger(CLIENT), job)
+    stage.fail("w2", job, "failing")
+    _rescue_of_long_jobs(stage)
+    _poison(stage)
+    _cancels(stage)
+    _unsure_enqueues(stage)
+    _drain(stage)
+    stage.producer.note("begins", road="client", rate=1)  # what the checker does not know
+    with (stage.folder / "execution-killed-1.jsonl").open("ab") as file:
+        file.write(b'{"t": 1, "event": "sta')  # cut by the kill
+
+
+def _rescue_of_long_jobs(stage: Stage) -> None:
+    """One job is killed while it runs, another runs on in a stopped process: a zombie."""
+    killed, stopped = stage.accepted("long"), stage.accepted("gil")
+    stage.start("killed", stage.claim("killed", killed), "long")
+    zombie = stage.start("stopped", stage.claim("stopped", stopped), "gil")
+    stage.kill("killed")
+    stage.die("stopped")
+    stage.rescue()
+    alone = [stage.claim_alone(f"alone-{number}") for number in (1, 2)]
+    stage.end("stopped", zombie)  # nobody takes its result
+    for number, fence in enumerate(alone, 1):
+        kind = "long" if fence.id == killed else "gil"
+        said = stage.start(f"alone-{number}", fence, kind)
+        stage.finish(f"alone-{number}", success(fence, stage.end(f"alone-{number}", said)))
+
+
+def _poison(stage: Stage) -> None:
+    """Its child dies thrice; another dies once, and then not."""
+    job = stage.accepted("dying")
+    for loss in (1, 2, 3):
+        stage.lose_child("w1", job, "dying", poison=loss == 3)
+    job = stage.accepted("dying_once")
+    stage.lose_child("w1", job, "dying_once")
+    stage.succeed("w2", job, "dying_once")
+
+
+def _cancels(stage: Stage) -> None:
+    """Cancelled while it waits, and while it runs, which it goes on to do for a while."""
+    stage.cancelled(stage.accepted("noop"))
+    job = stage.accepted("sleep")
+    said = stage.start("w1", stage.claim("w1", job), "sleep")
+    stage.cancelled(job)
+    stage.end("w1", said)
+
+
+def _unsure_enqueues(stage: Stage) -> None:
+    """One has arrived, one has arrived under its key, one has not, one was refused."""
+    for key in (None, "k1"):
+        job = stage.enqueued("noop", key=key)
+        told = None if key else job
+        stage.producer.note("unsure", job=told, kind="noop", key=key, error="away")
+        stage.succeed("w2", job, "noop")
+    stage.producer.note("unsure", job="never", kind="noop", key=None, error="away")
+    stage.producer.note("refused", kind="noop", key="k2", error="too large")
+
+
+def _drain(stage: Stage) -> None:
+    """A worker leaves while a job runs in it, which is given back and run by another."""
+    job = stage.accepted("sleep")
+    stage.start("leaving", stage.claim("leaving", job), "sleep")
+    stage.leave("leaving")
+    stage.succeed("w1", job, "sleep")

@@ -1,0 +1,47 @@
+"""Every connection of the rig, through a proxy of its own: a process, told on stdin what to break.
+
+`python -m tests.chaos.wire`: one JSON command a line on stdin, one JSON answer a line on stdout.
+A process of its own, so that what it carries does not compete with the nemesis for a GIL.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+from tests.proxy import Proxy
+
+
+class Wire(Proxy):
+    """A proxy with a distance: healed, it still takes `distance` seconds each way."""
+
+    def __init__(self, url: str, distance: float) -> None:
+        super().__init__(url)
+        self._distance = self.seconds = distance
+
+    def heal(self) -> None:
+        """Forward again, at the distance."""
+        super().heal()
+        self.seconds = self._distance
+
+
+def main() -> None:
+    """Serve commands until stdin ends: {"do": "make"|a method of Wire, "name", …}."""
+    wires: dict[str, Wire] = {}
+    for line in sys.stdin:
+        command: dict[str, Any] = json.loads(line)
+        name, do = command.pop("name"), command.pop("do")
+        answer: Any = None
+        if do == "make":
+            wires[name] = Wire(**command)
+            answer = wires[name].url
+        elif do == "has_dropped":
+            answer = wires[name].dropped.is_set()
+        else:
+            getattr(wires[name], do)(**command)
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main()

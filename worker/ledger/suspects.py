@@ -1,0 +1,87 @@
+"""Suspects and the places for them: how many more isolated processes are wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import text
+
+from worker.ledger.database import Ledger
+
+#: Waiting suspects that are counted: more need no more places than these.
+MOST = 1000
+
+# Jobs under a lease that is overdue are suspects soon: in their worker's isolated place, or, if
+# they were in one already, each truly alone. Only where this worker's own lease is not overdue:
+# right after an outage of Postgres everybody's is. A process that runs one job truly alone has no
+# place for another one.
+_WANTED = text("""
+    WITH seen AS MATERIALIZED (
+        SELECT lease, pod, isolated, slots,
+               statement_timestamp() - renewed_at > (expires_at - renewed_at) / 2 AS overdue
+        FROM workers WHERE queues && CAST(:queues AS text[])
+    ), waiting AS MATERIALIZED (
+        SELECT suspicion FROM jobs
+        WHERE state = 'queued' AND suspicion > 0 AND queue = ANY(CAST(:queues AS text[]))
+        LIMIT :most
+    ), at_risk AS MATERIALIZED (
+        SELECT seen.isolated FROM seen JOIN jobs ON jobs.lease = seen.lease
+        WHERE seen.overdue AND jobs.state = 'running'
+          AND EXISTS (SELECT FROM seen WHERE lease = :lease AND NOT overdue)
+        LIMIT :most
+    ), places AS MATERIALIZED (
+        SELECT seen.slots, held.jobs AS held, held.alone
+        FROM seen CROSS JOIN LATERAL (
+            SELECT count(*) AS jobs, COALESCE(max(suspicion) > 1, false) AS alone
+            FROM jobs WHERE state = 'running' AND jobs.lease = seen.lease) held
+        WHERE seen.isolated AND NOT seen.overdue
+    )
+    SELECT (SELECT count(*) FROM waiting WHERE suspicion = 1)
+         + (SELECT count(*) FROM at_risk WHERE NOT isolated)
+         - (SELECT COALESCE(sum(GREATEST(slots - held, 0)), 0) FROM places WHERE NOT alone)
+           AS slots,
+           (SELECT count(*) FROM waiting WHERE suspicion > 1)
+         + (SELECT count(*) FROM at_risk WHERE isolated)
+         - (SELECT count(*) FROM places WHERE held = 0)
+           AS alone,
+           (SELECT count(*) FROM seen
+            WHERE NOT isolated AND NOT overdue AND lease < :lease
+              AND NOT EXISTS (SELECT FROM seen own WHERE own.isolated AND own.pod = seen.pod))
+           AS rank
+""")
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What places for suspects lack.
+
+    Attributes:
+        slots: how many suspects have no child process to run in.
+        alone: how many have no process to run truly alone in.
+        rank: how many other workers come before this one to start a process.
+    """
+
+    slots: int
+    alone: int
+    rank: int
+
+    @property
+    def any(self) -> bool:
+        """Whether anything lacks."""
+        return self.slots > 0 or self.alone > 0
+
+
+def wanted(ledger: Ledger, lease: str, queues: Sequence[str]) -> Wanted:
+    """What lacks for the suspects of `queues`, and for what runs under overdue leases.
+
+    Args:
+        ledger: where.
+        lease: the asking worker's.
+        queues: those that it consumes.
+
+    Raises:
+        Unavailable: Postgres is away.
+    """
+    (row,) = ledger.rows(_WANTED, {"lease": lease, "queues": list(queues), "most": MOST})
+    return Wanted(max(0, int(row.slots)), max(0, int(row.alone)), int(row.rank))

@@ -1,0 +1,97 @@
+"""Every way in which Celery ends a worker leads through its drain."""
+
+from __future__ import annotations
+
+import _thread
+import atexit
+import os
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from celery import Celery, signals
+
+from worker.runtime.drain import leave_unstarted
+from worker.runtime.install import durability_of
+from worker.runtime.process import Process
+
+
+def drain_at_the_end(app: Celery) -> None:
+    """Drain this app's worker when a signal, a command, a task or a fault ends it."""
+    known = durability_of(app)
+
+    def own() -> Process | None:
+        process = known.process
+        return process if process is not None and process.pid == os.getpid() else None
+
+    def begin(*, at_once: bool) -> None:
+        process = own()
+        if process is not None and process.is_started:
+            process.drain.begin(at_once=at_once)
+        elif process is not None and threading.current_thread() is threading.main_thread():
+            # Not by `threading`: this may be a handler, and the lock of the interrupted thread.
+            _thread.start_new_thread(leave_unstarted, (process,))
+
+    def join() -> None:
+        process = own()
+        if process is not None and process.is_started:
+            process.drain.join()
+
+    def on_worker_init(sender: Any, **_: Any) -> None:
+        if sender.app is app:
+            _intercept(sender, begin)
+
+    def on_shutting_down(how: str = "Warm", **_: Any) -> None:
+        begin(at_once=how.lower() != "warm")
+
+    def on_shutdown(**_: Any) -> None:
+        begin(at_once=False)
+        join()
+
+    def on_exit() -> None:
+        # Celery's cold shutdown, and a crash, leave without a word: what this worker holds must not
+        # wait for the lease's end. The drain's thread is a daemon, and would be cut off.
+        process = own()
+        if process is None or not process.is_started:
+            return
+        process.drain.begin(at_once=not process.drain.is_draining)
+        while not process.drain.is_over:
+            with suppress(BaseException):  # one more signal, of which Celery raises the third
+                process.drain.join()
+
+    atexit.register(on_exit)
+    signals.worker_init.connect(on_worker_init, weak=False)
+    signals.worker_shutting_down.connect(on_shutting_down, weak=False)
+    signals.worker_shutdown.connect(on_shutdown, weak=False)
+
+
+def _intercept(controller: Any, begin: Callable[..., None]) -> None:
+    """Begin to drain before Celery waits for its pool, which has no bound.
+
+    Its signal of the shutdown comes too late where there was no signal of Unix (the remote
+    command, a task that raises `WorkerShutdown`), and for SIGQUIT.
+    """
+    stop, terminate = controller.stop, controller.terminate
+    soften = controller.wait_for_soft_shutdown
+
+    def drained_stop(*args: Any, **options: Any) -> Any:
+        begin(at_once=False)
+        return stop(*args, **options)
+
+    def drained_terminate(*args: Any, **options: Any) -> Any:
+        begin(at_once=True)
+        return terminate(*args, **options)
+
+    def drained_soften() -> Any:
+        begin(at_once=False)
+        # The drain ends what runs. Celery's attempt raises in a pool that cannot kill a job: in
+        # the solo pool right into the task, which then has failed.
+        if (consumer := getattr(controller, "consumer", None)) is not None:
+            consumer.cancel_active_requests = lambda: None
+        answer = soften()
+        begin(at_once=True)
+        return answer
+
+    controller.stop, controller.terminate = drained_stop, drained_terminate
+    controller.wait_for_soft_shutdown = drained_soften
