@@ -31,6 +31,19 @@ check: formatted lint types imports test ## All that CI checks
 test: venv ## Run the tests, on real Postgres and Redis
 	$(BIN)/python -m pytest
 
+# make chaos MINUTES=30 SEED=7 NEMESIS=flushall,kill-worker
+MINUTES ?= 5
+SEED ?=
+NEMESIS ?= all
+.PHONY: chaos
+chaos: venv ## Break a real service in every way for MINUTES, and judge its history
+	$(BIN)/python -m tests.chaos --minutes $(MINUTES) --nemesis $(NEMESIS) \
+		$(if $(SEED),--seed $(SEED)) $(if $(REPORT),--report $(REPORT))
+
+.PHONY: recovery
+recovery: venv ## Measure how soon a killed worker's jobs run again, beside stock Celery
+	$(BIN)/python -m tests.chaos.recovery $(if $(REPORT),--json $(REPORT))
+
 .PHONY: format
 format: venv ## Format the code
 	$(BIN)/python -m ruff format .

@@ -31,7 +31,7 @@ from worker.settings import Settings
 #: Jobs by which the drain rate is measured, before anything is broken.
 MEASURED = 6000
 #: Jobs a second that are accepted at the least.
-LEAST_RATE = 240.0
+LEAST_RATE = 300.0
 #: The part of the drain rate at which jobs are enqueued; half is what the proof asks for.
 LOAD = 0.55
 #: Seconds that what was accepted is given to end, once nothing breaks any more.
@@ -160,9 +160,9 @@ def _drain_rate(rig: Rig, options: argparse.Namespace) -> float:
 
 def _produce(rig: Rig, rate: float, mix: dict[str, int]) -> None:
     """Four producers: two by the client, one by Celery, one that knows nothing of the ledger."""
-    rig.produce("p1", "client", rate * 0.44, mix)
-    rig.produce("p2", "client", rate * 0.44, mix)
-    rig.produce("p3", "celery", rate * 0.12, mix)
+    rig.produce("p1", "client", rate * 0.47, mix)
+    rig.produce("p2", "client", rate * 0.47, mix)
+    rig.produce("p3", "celery", rate * 0.06, mix)
     rig.produce("p4", "foreign", rate * 0.02, mix)
 
 
@@ -212,7 +212,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rate", type=float, help="jobs a second; default: half the drain rate")
     parser.add_argument("--measured", type=int, default=MEASURED, help="jobs to measure it by")
     parser.add_argument("--lease", type=float, default=5.0, help="seconds of a worker's lease")
-    parser.add_argument("--distance", type=float, default=4.0, help="ms to a store, each way")
+    parser.add_argument("--distance", type=float, default=6.0, help="ms to a store, each way")
     parser.add_argument("--threads", type=int, default=200, help="slots of a threads worker")
     parser.add_argument("--prefork", type=int, default=2, help="prefork workers")
     parser.add_argument("--mix", type=kinds.read_mix, default=kinds.WEIGHTS, help="noop=80,long=20")

@@ -42,7 +42,7 @@ BATCH = 250
 #: Seconds of jobs that are made up for after an outage; what is beyond is not enqueued at all.
 ARREARS = 2.0
 #: Of a hundred batches, how many are sent as single keyed jobs (the first ten of each).
-SINGLE = 25
+SINGLE = 8
 #: Of a thousand accepted jobs, how many are cancelled.
 CANCELLED = 25
 

@@ -18,6 +18,7 @@ from kombu.serialization import prepare_accept_content
 from kombu.utils.json import loads
 
 from worker.jobs.job import Claim
+from worker.runtime.announcer import Announcer
 from worker.runtime.process import Process
 from worker.runtime.rates import Rates
 from worker.runtime.request import ClaimedRequest, received
@@ -52,6 +53,7 @@ class ClaimConsumer:
         process.queues = lambda: list(self._queues)
         process.receive = self._consumer.receive
         process.start(self._consumer.hub)
+        self._consumer.announcer.start()
         process.resume()
 
     def cancel(self) -> None:
@@ -88,6 +90,7 @@ class LedgerConsumer(celery_consumer.Consumer):  # type: ignore[misc] # Celery's
         super().__init__(*args, **kwargs)
         # However long Redis is away: Celery would give up, and end the worker, after 100 tries.
         self.app.conf.broker_connection_max_retries = None
+        self.announcer = Announcer(self.app, self.hostname, lambda: self.event_dispatcher)
         self._rates = Rates()
         self._requests: dict[str, type[ClaimedRequest]] = {}
         self._accept = prepare_accept_content(self.app.conf.accept_content)
@@ -180,7 +183,7 @@ class LedgerConsumer(celery_consumer.Consumer):  # type: ignore[misc] # Celery's
             message,
             app=self.app,
             hostname=self.hostname,
-            eventer=self.event_dispatcher,
+            eventer=self.announcer,
             task=task,
             connection_errors=self.connection_errors,
         )

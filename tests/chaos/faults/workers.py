@@ -19,7 +19,7 @@ from tests.chaos.rig import Rig, chosen
 #: Makes Python bear libfaketime.
 SKEW = Path(__file__).parents[1] / "skew"
 #: What `kill-worker` waits for: a worker that holds at least so many jobs, at most so many seconds.
-HELD, BUSY_SECONDS = 60, 4.0
+HELD, BUSY_SECONDS = 100, 4.0
 
 
 @fault("worker", weight=6)
