@@ -134,8 +134,27 @@ def test_a_command_that_finds_a_store_away_says_so_in_one_sentence(
     exposed: Service, own_postgres: PostgresServer
 ) -> None:
     own_postgres.stop()
-    for command in (["run"], ["keeper"], ["migrate"]):
-        process = exposed.processes([sys.executable, "-m", "worker", *command])
-        assert process.wait(30) == 3
-        assert process.output.startswith("Error: Postgres is not available")
-        assert "Traceback" not in process.output
+    process = exposed.processes([sys.executable, "-m", "worker", "migrate"])
+    assert process.wait(30) == 3
+    assert process.output.startswith("Error: Postgres is not available")
+    assert "Traceback" not in process.output
+
+
+@pytest.mark.parametrize("store", ["postgres", "redis"])
+def test_what_starts_while_a_store_is_away_waits_for_it(
+    exposed: Service, own_postgres: PostgresServer, own_redis: RedisServer, store: str
+) -> None:
+    # Given a store that is away
+    away = {"postgres": own_postgres, "redis": own_redis}[store]
+    away.stop()
+    # When a worker and a keeper start
+    worker = exposed.processes([sys.executable, "-m", "worker", "run"], exposed._variables({}))
+    keeper = exposed.keeper()
+    worker.wait_for_line(f"{store.capitalize()} is not available")
+    if store == "postgres":
+        keeper.wait_for_line("Waiting for Postgres")
+    # Then they wait, and work when it is back
+    away.start()
+    worker.wait_for_line("ready.", 60)
+    assert exposed.ended(exposed.enqueue("test.note", exposed.log)).state is State.SUCCEEDED
+    assert worker.terminate() == 0 and keeper.terminate() == 0

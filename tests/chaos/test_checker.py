@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import psycopg2
 import pytest
 
 from tests.chaos import audit, checker, planted_runs, rules
@@ -16,6 +17,7 @@ from tests.chaos.counts import outages
 from tests.chaos.history import Journal
 from tests.chaos.planted import Plant
 from tests.chaos.staged import Stage, play_honestly
+from tests.servers import Databases
 
 HERE = Path(__file__).parent
 PLANTS = planted_runs.PLANTS  # those of `planted`, and its own
@@ -23,12 +25,35 @@ PLANTS = planted_runs.PLANTS  # those of `planted`, and its own
 JUDGE = ("history", "audit", "checker", "clock", "counts", "evidence", "report", "rules")
 
 
+@pytest.fixture(scope="module")
+def shared_url(databases: Databases) -> str:
+    """One database for all of these runs, in turn: to make one takes longer than most of them."""
+    return databases.new()
+
+
 @pytest.fixture
-def stage(tmp_path: Path, database_url: str) -> Iterator[Stage]:
+def stage(tmp_path: Path, shared_url: str) -> Iterator[Stage]:
     """A run that begins."""
-    stage = Stage(tmp_path, database_url)
+    stage = Stage(tmp_path, shared_url)
     yield stage
     stage.close()
+    empty(shared_url)
+
+
+def empty(url: str) -> None:
+    """Leave nothing of a run in its database, the audit's lines included."""
+    waits = "-c lock_timeout=30s"  # for a session that a test has left open: not for ever
+    with (
+        psycopg2.connect(audit.dsn(url), options=waits) as connection,
+        connection.cursor() as cursor,
+    ):
+        cursor.execute(
+            "SELECT tablename FROM pg_tables"
+            " WHERE schemaname = 'public' AND tablename <> 'alembic_version'"
+        )
+        tables = ", ".join(name for (name,) in cursor.fetchall())
+        cursor.execute(f"TRUNCATE {tables} RESTART IDENTITY")
+    connection.close()
 
 
 def test_an_honest_run_is_clean(stage: Stage) -> None:

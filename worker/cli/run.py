@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from worker.broker.doorbells import Doorbells
-from worker.errors import BrokerUnavailable
+from worker.errors import BrokerUnavailable, LedgerUnavailable
 from worker.ledger.database import Ledger
 from worker.ledger.migrate import check_schema
 from worker.settings import Settings
@@ -30,8 +30,9 @@ def run(
 ) -> None:
     """Run a worker until SIGTERM or Ctrl-C; every other option is Celery's own.
 
-    Exit codes: 0 drained, 2 the schema or a setting is wrong, 3 a store is unavailable at the
-    start, 70 it was wedged.
+    While a store is away it waits, also at its start.
+
+    Exit codes: 0 drained, 2 the schema or a setting is wrong, 70 it was wedged.
     """
     settings = Settings.load()
     _preflight(settings)
@@ -50,11 +51,10 @@ def run(
 
 
 def _preflight(settings: Settings) -> None:
-    """Fail with one sentence before Celery starts, where it would retry or print a traceback.
+    """Say in one sentence, before Celery starts, what is wrong or is waited for.
 
     Raises:
         ConfigurationError: the schema is not what this code needs.
-        Unavailable: a store is away.
     """
     ledger = Ledger(
         settings.database_url.get_secret_value(),
@@ -63,12 +63,14 @@ def _preflight(settings: Settings) -> None:
     )
     try:
         check_schema(ledger)
+    except LedgerUnavailable as exc:
+        click.echo(f"{exc} Waiting for it; is DATABASE_URL right?", err=True)
     finally:
         ledger.close()
     doorbells = Doorbells(settings.redis_url.get_secret_value(), settings.connect_timeout_seconds)
     try:
         doorbells.ping()
     except BrokerUnavailable as exc:
-        raise BrokerUnavailable(f"{exc} Check REDIS_URL, or start Redis.") from None
+        click.echo(f"{exc} Waiting for it; is REDIS_URL right?", err=True)
     finally:
         doorbells.close()

@@ -17,6 +17,7 @@ from worker.jobs.job import Ring
 from worker.keeper.health import LEADING, Health
 from worker.ledger.database import Ledger
 from worker.ledger.leader import Leadership
+from worker.ledger.migrate import check_schema
 from worker.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -97,12 +98,25 @@ class Keeper:
         """End `run` soon; safe in a signal handler."""
         self._stop.set()
 
-    def run(self) -> None:
-        """Keep until `stop`; then finish the round under way and resign.
+    def await_ledger(self) -> None:
+        """Wait until Postgres answers, or until `stop`.
 
         Raises:
-            SchemaMissing: the tables are not there.
+            ConfigurationError: the schema is not what this code needs.
         """
+        told = False
+        while not self._stop.is_set():
+            try:
+                check_schema(self._post.ledger)
+                return
+            except LedgerUnavailable as exc:
+                if not told:
+                    logger.warning("Waiting for Postgres: %s", exc)
+                told = True
+                self._stop.wait(AWAY_PAUSE)
+
+    def run(self) -> None:
+        """Keep until `stop`; then finish the round under way and resign."""
         threads = [
             threading.Thread(target=self._serve, args=(duty,), name=_name_of(duty))
             for duty in self._duties

@@ -14,20 +14,29 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 from celery import Celery
+from kombu.exceptions import OperationalError
 
 logger = logging.getLogger(__name__)
 
-#: Events kept while Redis is slow or away; the oldest are dropped beyond.
+#: Events kept while Redis is slow or away, and characters in them; the oldest are dropped beyond.
 MOST = 10_000
-#: Events in one message.
+MOST_CHARACTERS = 16_000_000
+#: Events in one message, and characters after which no more are added to it.
 BATCH = 500
+BATCH_CHARACTERS = 500_000
 #: Seconds that events are gathered for, so that a busy worker sends few messages.
 GATHER = 0.05
 #: Seconds between tries while Redis is away.
 AWAY_PAUSE = 2.0
+
+
+class _Event(NamedTuple):
+    kind: str
+    fields: dict[str, Any]
+    characters: int
 
 
 class Announcer:
@@ -42,8 +51,11 @@ class Announcer:
 
     def __init__(self, app: Celery, hostname: str, dispatcher: Callable[[], Any]) -> None:
         self._app, self._hostname, self._dispatcher = app, hostname, dispatcher
-        self._events: deque[tuple[str, dict[str, Any]]] = deque(maxlen=MOST)
+        self._events: deque[_Event] = deque()
+        self._characters = 0
+        self._lock = threading.Lock()  # never held while Redis is asked for anything
         self._there_are = threading.Event()
+        self._batch: list[_Event] = []  # taken, and not known to be sent
         self._own: Any = None
         self._thread = threading.Thread(target=self._run, name="announcer", daemon=True)
 
@@ -62,7 +74,13 @@ class Announcer:
 
     def send(self, event: str, **fields: Any) -> None:
         """Hand over an event; returns at once."""
-        self._events.append((event, {"timestamp": time.time(), **fields}))
+        characters = sum(len(value) for value in fields.values() if isinstance(value, str))
+        added = _Event(event, {"timestamp": time.time(), **fields}, characters)
+        with self._lock:
+            self._events.append(added)
+            self._characters += characters
+            while len(self._events) > MOST or self._characters > MOST_CHARACTERS:
+                self._characters -= self._events.popleft().characters
         self._there_are.set()
 
     def _run(self) -> None:
@@ -78,30 +96,46 @@ class Announcer:
                 if not is_away:
                     logger.warning("Events are late or lost: %r", exc)
                 is_away = True
+                if not self._is_redis_away(exc):
+                    self._batch = []  # it would never be sent
                 self._close()
                 time.sleep(AWAY_PAUSE)
                 self._there_are.set()
 
     def _send_all(self) -> None:
-        while self._events:
+        while self._take():
             if self._own is None:
                 self._own = self._open()
-            for _ in range(BATCH):
-                try:
-                    event, fields = self._events.popleft()
-                except IndexError:
-                    break
-                self._own.send(event, **fields)
+            for event in self._batch:
+                self._own.send(event.kind, **event.fields)
             self._own.flush()
+            self._batch = []
+
+    def _take(self) -> list[_Event]:
+        """The batch that is to be sent: the one before, when it was not, or else the next."""
+        characters = 0
+        with self._lock:
+            while self._events and len(self._batch) < BATCH and characters < BATCH_CHARACTERS:
+                self._batch.append(self._events.popleft())
+                characters += self._batch[-1].characters
+            self._characters -= characters
+        return self._batch
 
     def _open(self) -> Any:
+        # Not for writing: such a connection bears that Redis is away, and would log it each time.
+        connection = self._app.connection_for_read()
+        connection.ensure_connection(max_retries=0)  # else kombu comes to wait for half a minute
         return self._app.events.Dispatcher(
-            self._app.connection_for_write(),
+            connection,
             hostname=self._hostname,
             buffer_while_offline=False,  # else it keeps them without a bound
             buffer_group=frozenset({"task"}),
             buffer_limit=BATCH + 1,
         )
+
+    def _is_redis_away(self, exc: Exception) -> bool:
+        away: tuple[type[Exception], ...] = self._app.connection_for_read().connection_errors
+        return isinstance(exc, (OperationalError, *away))
 
     def _close(self) -> None:
         own, self._own = self._own, None

@@ -139,6 +139,11 @@ class LedgerConsumer(celery_consumer.Consumer):  # type: ignore[misc] # Celery's
         )
         return super().ensure_connected(conn)
 
+    def loop_args(self) -> Any:
+        """Celery's arguments of its event loop, which begins to watch the pool's children now."""
+        _watch_anew(self.pool)
+        return super().loop_args()
+
     def receive(self, claim: Claim) -> None:
         """Give a claimed job to the pool; what cannot be given is finished or given back."""
         task = self.app.tasks.get(claim.task)
@@ -205,3 +210,14 @@ class LedgerConsumer(celery_consumer.Consumer):  # type: ignore[misc] # Celery's
             properties=envelope["properties"],
             accept=self._accept,
         )
+
+
+def _watch_anew(pool: Any) -> None:
+    """Let Celery watch children again that died just when the broker connection was lost.
+
+    It has marked them as no longer watched, keeps them until it is sure that their jobs are lost,
+    and fails on them, and with it the worker, when a loop begins.
+    """
+    for child in getattr(getattr(pool, "_pool", None), "_pool", None) or ():
+        if getattr(child, "_sentinel_poll", 0) is None:
+            del child._sentinel_poll

@@ -1,0 +1,144 @@
+"""A worker's events of tasks: for Flower and other listeners, and in nobody's way."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import redis
+from celery import Celery
+
+from tests.acceptance.conftest import Service
+from tests.proxy import proxied
+from worker.jobs.states import State
+from worker.runtime import durable
+
+SLOTS = 32
+
+
+class Ear:
+    """What Celery's receiver of events hears of tasks, in a thread."""
+
+    def __init__(self, app: Celery) -> None:
+        self.heard: list[dict[str, Any]] = []
+        self._receiver = app.events.Receiver(app.connection_for_read(), handlers={"*": self._take})
+        options = {"limit": None, "timeout": None, "wakeup": False}
+        self._thread = threading.Thread(
+            target=self._receiver.capture, kwargs=options, daemon=True
+        )  # fmt: skip
+        self._thread.start()
+
+    def of(self, job_id: str) -> list[str]:
+        """The kinds of the events of a job, in their order."""
+        return [event["type"] for event in self.heard if event.get("uuid") == job_id]
+
+    def close(self) -> None:
+        """Listen no more."""
+        self._receiver.should_stop = True
+        self._thread.join(10)
+
+    def _take(self, event: dict[str, Any]) -> None:
+        self.heard.append(event)
+
+
+@pytest.fixture
+def app(service: Service) -> Iterator[Celery]:
+    """An onlooker's app."""
+    made = durable(Celery("onlooker", set_as_current=False), service.settings)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def ear(app: Celery) -> Iterator[Ear]:
+    made = Ear(app)
+    yield made
+    made.close()
+
+
+def hears_workers(service: Service, ear: Ear) -> None:
+    """Whatever a worker sends from here on is heard: its heartbeats are."""
+    service.until(lambda: bool(ear.heard), what="a heartbeat is heard")
+
+
+def test_jobs_begin_and_end_while_redis_is_silent(service: Service) -> None:
+    settings = service.settings
+    with (
+        proxied(settings.database_url.get_secret_value()) as postgres_line,
+        proxied(settings.redis_url.get_secret_value()) as redis_line,
+        redis.Redis.from_url(settings.redis_url.get_secret_value()) as client,
+    ):
+        # Given a worker that sends events, with running jobs, and more that it has popped
+        service.worker(
+            "threads", 2 * SLOTS, "-E", "--without-heartbeat",
+            DATABASE_URL=postgres_line.url, REDIS_URL=redis_line.url,
+            WORKER_LEASE_SECONDS="120", WORKER_CONNECT_TIMEOUT_SECONDS="60",
+        )  # fmt: skip
+        ids = service.enqueue_many("test.hold", SLOTS, service.log, service.gate)
+        service.until(lambda: len(service.ran("start")) == SLOTS)
+        postgres_line.blackhole()
+        ids += service.enqueue_many("test.hold", SLOTS, service.log, service.gate)
+        service.until(lambda: client.llen("celery") == 0, what="the doorbells are popped")
+        # When Redis falls silent, for longer than this test lasts
+        redis_line.blackhole()
+        postgres_line.heal()
+        # Then what was popped is claimed and begins, and all of it ends
+        service.until(lambda: len(service.ran("start")) == 2 * SLOTS, what="all have begun")
+        service.open_gate()
+        assert service.all_ended(ids, 30) == {State.SUCCEEDED: 2 * SLOTS}
+
+
+def test_a_worker_sends_events_when_it_is_told_to(service: Service, app: Celery, ear: Ear) -> None:
+    service.worker("threads", 2)
+    hears_workers(service, ear)
+    before = service.enqueue("test.note", service.log)
+    service.ended(before)
+
+    told = [app.control.broadcast("enable_events", reply=True, timeout=10, limit=1)]
+    during = service.enqueue("test.note", service.log)
+    service.until(lambda: "task-succeeded" in ear.of(during), what="the job's end is heard")
+
+    told.append(app.control.broadcast("disable_events", reply=True, timeout=10, limit=1))
+    after = service.enqueue("test.note", service.log)
+    service.ended(after)
+    assert all(told)
+    app.control.enable_events()
+    last = service.enqueue("test.note", service.log)
+    service.until(lambda: "task-succeeded" in ear.of(last), what="the last job's end is heard")
+
+    assert ear.of(during) == ear.of(last) == ["task-received", "task-started", "task-succeeded"]
+    assert ear.of(before) == ear.of(after) == []
+
+
+def test_a_child_has_no_part_in_it(service: Service, app: Celery, ear: Ear) -> None:
+    # Given children of which the second is forked while its parent sends events
+    tasks = "tests.acceptance.jobs,tests.acceptance.onlookers"
+    options = ["-E", "--max-tasks-per-child", "1"]
+    worker = service.worker("prefork", 1, *options, WORKER_TASKS=tasks)
+    hears_workers(service, ear)
+    children = set()
+    for _ in range(2):
+        job_id = service.enqueue("test.threads")
+        pid, names = app.AsyncResult(job_id).get(timeout=30)
+        children.add(pid)
+        # Then it does not run in them, and the parent alone speaks
+        assert "announcer" not in names
+        service.until(lambda: "task-succeeded" in ear.of(job_id), what="its end is heard")
+    assert len(children) == 2 and worker.pid not in children
+    speakers = {event["pid"] for event in ear.heard if event["type"].startswith("task-")}
+    assert speakers == {worker.pid}
+
+
+def test_the_last_events_of_a_worker_that_drains_are_heard(service: Service, ear: Ear) -> None:
+    worker = service.worker("threads", 2, "-E")
+    hears_workers(service, ear)
+    job_id = service.enqueue("test.hold", service.log, service.gate)
+    service.until(lambda: len(service.ran("start")) == 1)
+    worker.send(signal.SIGTERM)
+    worker.wait_for_line("Warm shutdown")
+    service.open_gate()
+    assert worker.wait(30) == 0
+    service.until(lambda: "task-succeeded" in ear.of(job_id), 5, what="its end is heard")
