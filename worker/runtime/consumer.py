@@ -19,6 +19,7 @@ from kombu.utils.json import loads
 
 from worker.jobs.job import Claim
 from worker.runtime.announcer import Announcer
+from worker.runtime.pipes import Pipes
 from worker.runtime.process import Process
 from worker.runtime.rates import Rates
 from worker.runtime.request import ClaimedRequest, received
@@ -84,6 +85,7 @@ class ClaimConsumer:
 class LedgerConsumer(celery_consumer.Consumer):  # type: ignore[misc] # Celery's class is not typed
     """Celery's consumer; what it receives are claims."""
 
+    _pipes: Pipes | None = None
     _task_consumer: ClaimConsumer | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -140,8 +142,10 @@ class LedgerConsumer(celery_consumer.Consumer):  # type: ignore[misc] # Celery's
         return super().ensure_connected(conn)
 
     def loop_args(self) -> Any:
-        """Celery's arguments of its event loop, which begins to watch the pool's children now."""
-        _watch_anew(self.pool)
+        """Celery's arguments of its event loop, which registers the pool next."""
+        if self._pipes is None:
+            self._pipes = Pipes(self.pool)
+        self._pipes.prepare(self.hub)
         return super().loop_args()
 
     def receive(self, claim: Claim) -> None:
@@ -210,14 +214,3 @@ class LedgerConsumer(celery_consumer.Consumer):  # type: ignore[misc] # Celery's
             properties=envelope["properties"],
             accept=self._accept,
         )
-
-
-def _watch_anew(pool: Any) -> None:
-    """Let Celery watch children again that died just when the broker connection was lost.
-
-    It has marked them as no longer watched, keeps them until it is sure that their jobs are lost,
-    and fails on them, and with it the worker, when a loop begins.
-    """
-    for child in getattr(getattr(pool, "_pool", None), "_pool", None) or ():
-        if getattr(child, "_sentinel_poll", 0) is None:
-            del child._sentinel_poll
