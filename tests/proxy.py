@@ -10,6 +10,8 @@ from urllib.parse import urlsplit, urlunsplit
 
 #: A simple query of Postgres's protocol ends in a NUL; psycopg2 sends COMMIT as one.
 _COMMIT = b"COMMIT\x00"
+#: Bytes of a query that are looked at to tell one statement from another.
+_KEPT = 400
 
 
 class Proxy:
@@ -29,10 +31,14 @@ class Proxy:
         self._open = threading.Event()
         self._open.set()
         self.refusing = False
-        self.seconds = 0.0
+        self.seconds = self.usual = 0.0
         self._drop_next = False
         #: Set when the reply to a COMMIT was swallowed and its connection cut.
         self.dropped = threading.Event()
+        #: What that COMMIT committed: the beginning of the last statement before it.
+        self.dropped_statement = ""
+        #: How often the network was felt: connections broken or refused, and pieces held back.
+        self.harmed = 0
         threading.Thread(target=self._accept, name="proxy", daemon=True).start()
 
     @property
@@ -47,6 +53,7 @@ class Proxy:
         with self._lock:
             pairs, self._pairs = self._pairs, []
         for pair in pairs:
+            self.harmed += pair.is_open
             pair.close()
 
     def refuse(self) -> None:
@@ -55,7 +62,7 @@ class Proxy:
         self.cut()
 
     def blackhole(self) -> None:
-        """Keep the connections, and let nothing through in either direction."""
+        """Keep the connections, and let nothing through in either direction: no end either."""
         self._open.clear()
 
     def delay(self, seconds: float) -> None:
@@ -72,6 +79,10 @@ class Proxy:
         self.dropped.clear()
         self._drop_next = True
 
+    def spares(self, statement: str) -> bool:
+        """Whether the COMMIT of a transaction with this last statement is not dropped."""
+        return False
+
     def close(self) -> None:
         """End it."""
         self._open.set()
@@ -86,6 +97,7 @@ class Proxy:
                 return
             try:
                 if self.refusing:
+                    self.harmed += 1
                     raise ConnectionRefusedError
                 server = socket.create_connection(self._target, timeout=5)
             except OSError:
@@ -106,11 +118,13 @@ class Proxy:
         tail = b""
         try:
             while data := source.recv(1 << 16):
-                self._open.wait()
-                if self.seconds:
-                    threading.Event().wait(self.seconds)
-                if upwards and self._drop_next and _COMMIT in tail + data:
+                self._hold_back()
+                if upwards:
+                    pair.note_statement(data)
+                wanted = upwards and self._drop_next and not self.spares(pair.statement)
+                if wanted and _COMMIT in tail + data:
                     self._drop_next, pair.doomed = False, True
+                    self.dropped_statement = pair.statement
                 elif not upwards and pair.doomed:
                     break
                 tail = (tail + data)[1 - len(_COMMIT) :]
@@ -118,9 +132,16 @@ class Proxy:
         except OSError:
             pass  # cut by the test, or closed by either side
         finally:
+            self._open.wait()  # the end of one side is no news to the other either
             pair.close()
             if pair.doomed:
                 self.dropped.set()
+
+    def _hold_back(self) -> None:
+        self.harmed += self.seconds > self.usual or not self._open.is_set()
+        self._open.wait()
+        if self.seconds:
+            threading.Event().wait(self.seconds)
 
 
 class _Pair:
@@ -128,9 +149,20 @@ class _Pair:
 
     def __init__(self, client: socket.socket, server: socket.socket) -> None:
         self._sockets = (client, server)
+        self.is_open = True
         self.doomed = False
+        self.statement = ""
+
+    def note_statement(self, data: bytes) -> None:
+        """Keep the beginning of a simple query: Q, its length in four bytes, its text."""
+        if data[:1] != b"Q":
+            return
+        text = " ".join(data[5:_KEPT].decode(errors="replace").replace("\0", " ").split())
+        if not text.startswith(("BEGIN", "COMMIT", "ROLLBACK")):
+            self.statement = text[:60]
 
     def close(self) -> None:
+        self.is_open = False
         for end in self._sockets:
             with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)  # wakes the thread that reads it

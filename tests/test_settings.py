@@ -120,8 +120,17 @@ def test_task_modules_are_separated_by_commas(environment: pytest.MonkeyPatch) -
 
 
 def test_an_isolated_worker_runs_its_suspect_in_a_child_process() -> None:
-    assert Settings.load(isolated=True).pool == "prefork"
-    assert Settings.load(isolated=True, pool="solo").pool == "solo"
+    assert Settings.load(isolated="1:pod").pool == "prefork"
+    assert Settings.load(isolated="1:pod", pool="solo").pool == "solo"
+
+
+def test_only_who_was_started_for_suspects_is_isolated(environment: pytest.MonkeyPatch) -> None:
+    assert not Settings.load().isolated
+    environment.setenv("WORKER_ISOLATED", "")
+    assert not Settings.load().isolated
+    environment.setenv("WORKER_ISOLATED", "true")
+    with pytest.raises(InvalidSettings, match=r"^WORKER_ISOLATED is 'true'; "):
+        Settings.load()
 
 
 @pytest.mark.parametrize("field", list(Settings.model_fields))
@@ -136,7 +145,7 @@ def test_every_setting_has_a_variable_and_says_what_it_is(field: str) -> None:
 def test_a_subprocess_gets_this_environment_and_more(environment: pytest.MonkeyPatch) -> None:
     environment.setenv("WORKER_QUEUE", "a")
 
-    made = environment_with(WORKER_ISOLATED="true")
+    made = environment_with(WORKER_ISOLATED="1:pod")
 
     assert made["WORKER_QUEUE"] == "a"
-    assert made["WORKER_ISOLATED"] == "true"
+    assert made["WORKER_ISOLATED"] == "1:pod"

@@ -159,8 +159,9 @@ class Settings(BaseSettings):
         validation_alias="WORKER_HEALTH_HOST",
         description="address that WORKER_HEALTH_PORT listens at; all of the machine's when not set",
     )
-    isolated: bool = Field(
-        default=False,
+    isolated: str | None = Field(
+        default=None,
+        pattern=r"^[1-9]\d*:[\w-]+$",  # the pid of that worker, and the pod of the two
         validation_alias="WORKER_ISOLATED",
         description="set by a worker for the process that it starts to run suspects alone",
     )
@@ -175,7 +176,7 @@ class Settings(BaseSettings):
                 raise ValueError(f"{name!r} is no module name")
         return value
 
-    @field_validator("health_port", "health_host", mode="before")
+    @field_validator("health_port", "health_host", "isolated", mode="before")
     @classmethod
     def _empty_is_unset(cls, value: Any) -> Any:
         return None if value == "" else value

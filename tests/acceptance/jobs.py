@@ -60,7 +60,7 @@ def die_with(log: str, whom: str) -> None:
     An ordinary worker's parent is the test. The pod is the worker's process group, killed in one
     call as a cgroup is by the OOM killer.
     """
-    isolated = os.environ.get("WORKER_ISOLATED") == "true"
+    isolated = "WORKER_ISOLATED" in os.environ
     note(log, f"die-{'isolated' if isolated else 'ordinary'}")
     if whom == "pod":
         os.killpg(os.getpgrp(), signal.SIGKILL)

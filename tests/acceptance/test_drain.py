@@ -9,7 +9,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from signal import SIGINT, SIGQUIT, SIGTERM
 
 import pytest
@@ -37,6 +38,26 @@ def leaves(worker: LoggedProcess, drain: float, *signals: signal.Signals) -> int
     took = time.monotonic() - asked
     assert took <= drain + MARGIN, f"{took:.1f} s"
     return code
+
+
+def crew(service: Service, pools: Sequence[str], **variables: str) -> list[LoggedProcess]:
+    """Workers of one slot each, started together, once they fetch."""
+    argv = [sys.executable, "-m", "worker", "run", "-c", "1"]
+    workers = [
+        service.processes(
+            [*argv, "-P", pool, "-n", f"{pool}{number}@%h"], service._variables(variables)
+        )
+        for number, pool in enumerate(pools)
+    ]
+    for worker in workers:
+        worker.wait_for_line("ready.")
+    return workers
+
+
+def all_leave(workers: Sequence[LoggedProcess], drain: float, *signals: signal.Signals) -> set[int]:
+    """Ask them all to end at once; their exit codes. Each is gone in time."""
+    with ThreadPoolExecutor(len(workers)) as pool:
+        return set(pool.map(lambda worker: leaves(worker, drain, *signals), workers))
 
 
 def nothing_is_left(service: Service, leases: int = 0) -> None:
@@ -82,18 +103,17 @@ def broken(proxy: Proxy, how: str) -> None:
     proxy.refuse() if how == "refused" else proxy.blackhole()
 
 
-@pytest.mark.parametrize("pool", POOLS)
-def test_an_idle_worker_leaves_nothing(service: Service, pool: str) -> None:
-    worker = service.worker(pool, 2)
-    assert leaves(worker, 0.0) == 0  # idle: it uses none of its drain's ten seconds
+def test_an_idle_worker_leaves_nothing(service: Service) -> None:
+    workers = crew(service, POOLS)
+    assert all_leave(workers, 0.0) == {0}  # idle: they use none of their drain's ten seconds
     nothing_is_left(service)
 
 
-@pytest.mark.parametrize(("pool", "drain"), [("threads", 0.0), ("prefork", 0.0), ("solo", 1.0)])
-def test_what_does_not_end_in_time_is_released(service: Service, pool: str, drain: float) -> None:
-    worker = service.worker(pool, 2, WORKER_DRAIN_SECONDS=str(drain))
-    ids = holding(service, 1 if pool == "solo" else 2)
-    assert leaves(worker, drain) == 0
+@pytest.mark.parametrize("drain", [0.0, 1.0])
+def test_what_does_not_end_in_time_is_released(service: Service, drain: float) -> None:
+    workers = crew(service, POOLS, WORKER_DRAIN_SECONDS=str(drain))
+    ids = holding(service, len(POOLS))
+    assert all_leave(workers, drain) == {0}
     was_released(service, *ids)
     nothing_is_left(service)
 
@@ -129,18 +149,17 @@ def test_others_run_what_waits_while_the_worker_still_drains(service: Service, p
     nothing_is_left(service, leases=1)
 
 
-@pytest.mark.parametrize(
-    ("pool", "how"), [("threads", "refused"), ("prefork", "blackholed"), ("solo", "blackholed")]
-)
+@pytest.mark.parametrize("how", ["refused", "blackholed"])
 def test_it_ends_in_time_while_postgres_is_away(
-    service: Service, postgres_line: Proxy, pool: str, how: str
+    service: Service, postgres_line: Proxy, how: str
 ) -> None:
-    worker = service.worker(pool, 1, DATABASE_URL=postgres_line.url, WORKER_DRAIN_SECONDS="1")
-    (job_id,) = holding(service)
+    workers = crew(service, POOLS, DATABASE_URL=postgres_line.url, WORKER_DRAIN_SECONDS="1")
+    ids = holding(service, len(POOLS))
     broken(postgres_line, how)
-    leaves(worker, 1)
-    assert "The lease is left to expire" in worker.output
-    assert service.client.job(job_id).state is State.RUNNING  # until the keeper rescues it
+    all_leave(workers, 1)
+    assert all("The lease is left to expire" in worker.output for worker in workers)
+    # until the keeper rescues them
+    assert service.client.counts(ids) == {State.RUNNING: len(POOLS)}
 
 
 def test_an_idle_worker_ends_in_time_while_postgres_is_silent(
@@ -241,74 +260,67 @@ def test_a_child_that_hears_nothing_does_not_hold_up_the_end(
     nothing_is_left(service)
 
 
-@pytest.mark.parametrize(
-    "signals",
-    [(SIGTERM, SIGTERM), (SIGTERM, SIGINT), (SIGINT, SIGINT, SIGINT)],
-    ids=lambda signals: "-".join(one.name for one in signals),
-)
-def test_further_signals_do_not_hold_up_the_end(
-    service: Service, signals: tuple[signal.Signals, ...]
-) -> None:
-    worker = service.worker("threads", 1, WORKER_DRAIN_SECONDS="1")
-    ids = holding(service)
-    leaves(worker, 1, *signals)
+def test_further_signals_do_not_hold_up_the_end(service: Service) -> None:
+    rows = [(SIGTERM, SIGTERM), (SIGTERM, SIGINT), (SIGINT, SIGINT, SIGINT)]
+    workers = crew(service, ["threads"] * len(rows), WORKER_DRAIN_SECONDS="1")
+    ids = holding(service, len(rows))
+    with ThreadPoolExecutor(len(rows)) as pool:
+        list(pool.map(lambda worker, signals: leaves(worker, 1, *signals), workers, rows))
     was_released(service, *ids)
     nothing_is_left(service)
 
 
 @pytest.mark.parametrize(
-    ("pool", "signals"),
+    ("pools", "signals"),
     [
-        ("threads", (SIGQUIT,)),
-        ("prefork", (SIGQUIT,)),
-        ("solo", (SIGQUIT,)),
-        ("prefork", (SIGTERM, SIGQUIT)),
-        ("threads", (SIGQUIT, SIGQUIT, SIGQUIT)),
+        (POOLS, (SIGQUIT,)),
+        (["prefork"], (SIGTERM, SIGQUIT)),
+        (["threads"], (SIGQUIT, SIGQUIT, SIGQUIT)),
     ],
-    ids=lambda value: value if isinstance(value, str) else "-".join(one.name for one in value),
+    ids=["once", "after SIGTERM", "thrice"],
 )
 def test_sigquit_gives_the_running_jobs_no_time(
-    service: Service, pool: str, signals: tuple[signal.Signals, ...]
+    service: Service, pools: list[str], signals: tuple[signal.Signals, ...]
 ) -> None:
-    worker = service.worker(pool, 1, WORKER_DRAIN_SECONDS="30")
-    ids = holding(service)
-    leaves(worker, 0, *signals)
+    workers = crew(service, pools, WORKER_DRAIN_SECONDS="30")
+    ids = holding(service, len(pools))
+    all_leave(workers, 0, *signals)
     was_released(service, *ids)
     nothing_is_left(service)
 
 
-@pytest.mark.parametrize("pool", ["threads", "prefork"])
 def test_a_worker_that_is_quit_is_not_gone_before_it_has_given_back(
-    service: Service, postgres_line: Proxy, pool: str
+    service: Service, postgres_line: Proxy
 ) -> None:
-    # Given a worker for which each word with Postgres takes longer than Celery's end does
-    worker = service.worker(pool, 1, DATABASE_URL=postgres_line.url, WORKER_LEASE_SECONDS="30")
-    ids = holding(service)
+    # Given workers for which each word with Postgres takes longer than Celery's end does
+    workers = crew(
+        service, ["threads", "prefork"], DATABASE_URL=postgres_line.url, WORKER_LEASE_SECONDS="30"
+    )
+    ids = holding(service, 2)
     postgres_line.delay(0.25)
-    # When it is quit
-    leaves(worker, 0, SIGQUIT)
-    # Then it has given back its job and its lease
+    # When they are quit
+    all_leave(workers, 0, SIGQUIT)
+    # Then they have given back their jobs and their leases
     was_released(service, *ids)
     nothing_is_left(service)
 
 
-@pytest.mark.parametrize("store", ["postgres", "redis"])
 @pytest.mark.parametrize("how", ["refused", "blackholed"])
 def test_a_worker_that_waits_for_a_store_at_its_start_ends_in_time(
-    service: Service, postgres_line: Proxy, redis_line: Proxy, store: str, how: str
+    service: Service, postgres_line: Proxy, redis_line: Proxy, how: str
 ) -> None:
-    broken(postgres_line if store == "postgres" else redis_line, how)
+    # Given workers of which one misses Postgres, and one Redis
     argv = ["-m", "celery", "-A", "tests.acceptance.shop", "worker", "-P", "prefork", "-c", "2"]
-    worker = service.processes(
-        [sys.executable, *argv],
-        {
-            "DATABASE_URL": postgres_line.url,
-            "REDIS_URL": redis_line.url,
-            "WORKER_DRAIN_SECONDS": "0",
-        },
-    )
-    worker.wait_for_line("[queues]")  # the last of what Celery says before it starts
-    if how == "refused":
-        worker.wait_for_line("Waiting for Postgres" if store == "postgres" else "Cannot connect")
-    leaves(worker, 0)
+    words = {"Waiting for Postgres": postgres_line, "Cannot connect": redis_line}
+    workers = []
+    for line in words.values():
+        broken(line, how)
+        key = "DATABASE_URL" if line is postgres_line else "REDIS_URL"
+        variables = {key: line.url, "WORKER_DRAIN_SECONDS": "0"}
+        workers.append(service.processes([sys.executable, *argv], variables))
+    for worker, word in zip(workers, words, strict=True):
+        # at the least the last of what Celery says before it starts
+        worker.wait_for_line(word if how == "refused" else "[queues]")
+    # When they are asked to end
+    all_leave(workers, 0)
     nothing_is_left(service)

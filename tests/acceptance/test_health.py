@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import socket
@@ -13,6 +14,7 @@ from http.client import HTTPConnection
 from pathlib import Path
 
 import pytest
+import redis
 
 from tests.acceptance.conftest import LEASE, Service
 from tests.processes import LoggedProcess
@@ -95,46 +97,87 @@ def _worker(service: Service, pool: str, **variables: str) -> Probed:
     return Probed(service.worker(pool, concurrency, **{**HEALTH, **variables}))
 
 
-@pytest.mark.parametrize("store", ["Postgres", "Redis"])
-@pytest.mark.parametrize("pool", POOLS)
-def test_a_worker_without_a_store_lives_is_not_ready_and_consumes_again(
-    service: Service, postgres_proxy: Proxy, redis_proxy: Proxy, pool: str, store: str
-) -> None:
-    # Given a worker that is ready, by way of proxies
-    service.keeper()
-    urls = {"DATABASE_URL": postgres_proxy.url, "REDIS_URL": redis_proxy.url}
-    tasks = "tests.acceptance.jobs,tests.acceptance.impatient"
-    worker = _worker(service, pool, WORKER_TASKS=tasks, **urls)
-    worker.becomes_ready()
-    proxy = postgres_proxy if store == "Postgres" else redis_proxy
+class Away:
+    """One store that a worker reaches by way of a proxy, and others reach as they do."""
 
-    for outage in (proxy.blackhole, proxy.refuse):
-        # When the store is silent, or refuses, for longer than what is wedged may take
-        outage()
-        worker.becomes_unready(f"{store} does not answer")
-        worker.lives(LIMIT + 2 * LEASE)
-        # Then the worker lives on and, once the store is back, consumes again
-        proxy.heal()
+    def __init__(self, service: Service, proxy: Proxy, store: str) -> None:
+        self.proxy, self.store, self._service = proxy, store, service
+        self.variables = {"DATABASE_URL" if store == "Postgres" else "REDIS_URL": proxy.url}
+
+    def ends(self, worker: Probed) -> None:
+        """The worker is told by its probe to miss it; once it is back the worker consumes again."""
+        worker.becomes_unready(f"{self.store} does not answer")
+        self.proxy.heal()
         worker.becomes_ready()
-        job = service.enqueue("test.note", service.log)
-        assert service.ended(job).state is State.SUCCEEDED
-    assert worker.process.exit_code is None
-    # And the pauses between its tries did not grow with the outage
-    pauses = set(re.findall(r"Trying again in ([\d.]+) second", worker.process.output))
-    assert pauses == ({f"{RECONNECT_PAUSE:.2f}"} if store == "Redis" else set())
+        job = self._service.enqueue("test.note", self._service.log)
+        assert self._service.ended(job).state is State.SUCCEEDED
+        assert worker.process.exit_code is None
 
 
-@pytest.mark.parametrize("pool", POOLS)
-def test_a_draining_worker_lives_and_is_not_ready(service: Service, pool: str) -> None:
-    worker = _worker(service, pool, WORKER_DRAIN_SECONDS="60")
+@pytest.fixture(params=["Postgres", "Redis"])
+def away(
+    service: Service, postgres_proxy: Proxy, redis_proxy: Proxy, request: pytest.FixtureRequest
+) -> Away:
+    store = str(request.param)
+    return Away(service, postgres_proxy if store == "Postgres" else redis_proxy, store)
+
+
+def test_a_worker_without_a_store_lives_is_not_ready_and_consumes_again(
+    service: Service, away: Away
+) -> None:
+    # Given a worker that is ready, whose tasks would have Celery give up after one retry
+    service.keeper()
+    tasks = "tests.acceptance.jobs,tests.acceptance.impatient"
+    worker = _worker(service, "threads", WORKER_TASKS=tasks, **away.variables)
     worker.becomes_ready()
-    job = service.enqueue("test.hold", service.log, service.gate)
-    service.until(lambda: len(service.ran("start")) == 1)
-    worker.process.send(signal.SIGTERM)
-    worker.becomes_unready("shutting down")
+    # When the store is silent for longer than what is wedged may take, it lives on
+    away.proxy.blackhole()
+    worker.lives(LIMIT + 2 * LEASE)
+    away.ends(worker)
+    # The same when it refuses
+    away.proxy.refuse()
+    is_redis = away.store == "Redis"
+    if is_redis:
+        worker.process.wait_for_line("Trying again in ", times=2)
+    away.ends(worker)
+    # And the pauses between its tries did not grow
+    pauses = re.findall(r"Trying again in ([\d.]+) second", worker.process.output)
+    assert set(pauses) == ({f"{RECONNECT_PAUSE:.2f}"} if is_redis else set())
+
+
+def test_another_pool_without_a_store_is_not_ready_and_consumes_again(
+    service: Service, away: Away
+) -> None:
+    service.keeper()
+    workers = [_worker(service, pool, **away.variables) for pool in ("prefork", "solo")]
+    for worker in workers:
+        worker.becomes_ready()
+    away.proxy.blackhole()
+    for worker in workers:
+        worker.becomes_unready(f"{away.store} does not answer")
+    away.proxy.heal()
+    for worker in workers:
+        worker.becomes_ready()
+    # A job in each of their slots: two children and one event loop
+    ids = service.enqueue_many("test.hold", 3, service.log, service.gate)
+    service.until(lambda: len({pid for _, pid, _ in service.ran("start")}) == 3)
     service.open_gate()
-    assert worker.process.wait(60) == 0
-    assert service.ended(job).state is State.SUCCEEDED
+    assert service.all_ended(ids) == {State.SUCCEEDED: 3}
+    assert [worker.process.exit_code for worker in workers] == [None, None]
+
+
+def test_a_draining_worker_lives_and_is_not_ready(service: Service) -> None:
+    workers = [_worker(service, pool, WORKER_DRAIN_SECONDS="60") for pool in POOLS]
+    slots = 2 + 2 + 1
+    ids = service.enqueue_many("test.hold", slots, service.log, service.gate)
+    service.until(lambda: len(service.ran("start")) == slots)
+    for worker in workers:
+        worker.process.send(signal.SIGTERM)
+    for worker in workers:
+        worker.becomes_unready("shutting down")
+    service.open_gate()
+    assert [worker.process.wait(60) for worker in workers] == [0, 0, 0]
+    assert service.all_ended(ids) == {State.SUCCEEDED: slots}
 
 
 def test_a_solo_worker_that_runs_a_long_job_lives(service: Service) -> None:
@@ -149,7 +192,7 @@ def test_a_solo_worker_that_runs_a_long_job_lives(service: Service) -> None:
     assert len(service.ran("start")) == 1
 
 
-@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("pool", ["prefork", "solo"])  # threads: as those whose writer is
 def test_a_worker_whose_event_loop_is_wedged_says_so_and_ends(
     service: Service, pool: str, tmp_path: Path
 ) -> None:
@@ -215,6 +258,42 @@ def test_a_plain_celery_worker_that_waits_for_postgres_lives(
     assert worker.process.terminate(60) == 0
 
 
+#: Imported by Python before all else: while the file is there, no name is found, nor not found.
+_NO_NAMES = """
+import os, socket, time
+look_up = socket.getaddrinfo
+
+def wait(*args, **options):
+    while os.path.exists(os.environ["NO_NAMES"]):
+        time.sleep(0.05)
+    return look_up(*args, **options)
+
+socket.getaddrinfo = wait
+"""
+
+
+def test_a_worker_that_can_look_up_no_name_while_redis_is_away_lives(
+    service: Service, tmp_path: Path
+) -> None:
+    # Given a worker, and a system that looks up names for ever
+    (tmp_path / "sitecustomize.py").write_text(_NO_NAMES)
+    gate = tmp_path / "no-names"
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    worker = _worker(service, "threads", PYTHONPATH=path, NO_NAMES=str(gate))
+    worker.becomes_ready()
+    gate.touch()
+    # When Redis drops every connection, the event loop's too
+    with redis.Redis.from_url(service.settings.redis_url.get_secret_value()) as client:
+        for kind in ("normal", "pubsub"):
+            client.execute_command("CLIENT", "KILL", "TYPE", kind, "SKIPME", "yes")
+    # Then the worker lives on, for longer than what is wedged may
+    worker.lives(LIMIT + 2 * LEASE)
+    gate.unlink()
+    worker.becomes_ready()
+    job = service.enqueue("test.note", service.log)
+    assert service.ended(job).state is State.SUCCEEDED
+
+
 @pytest.mark.parametrize("command", [["run"], ["keeper"]])
 def test_a_health_port_that_is_taken_is_told_in_one_sentence(
     service: Service, command: list[str]
@@ -232,7 +311,7 @@ def test_a_health_port_that_is_taken_is_told_in_one_sentence(
 def test_the_process_for_suspects_does_not_ask_for_its_parents_port(service: Service) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        variables = {**HEALTH, "WORKER_HEALTH_PORT": port, "WORKER_ISOLATED": "true"}
+        variables = {**HEALTH, "WORKER_HEALTH_PORT": port, "WORKER_ISOLATED": f"{os.getpid()}:a"}
         isolated = service.worker("prefork", 1, **variables)  # it says that it is ready
         assert isolated.terminate(60) == 0
 

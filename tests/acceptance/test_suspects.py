@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
+import sys
+from contextlib import suppress
 
 import pytest
 
@@ -51,7 +55,45 @@ def test_the_place_for_suspects_is_there_before_the_lease_is_over(service: Servi
         "an isolated process is there",
     )
     assert service.client.counts(ids) == {State.RUNNING: 2}
+    # And its pod is that of the one that started it, which no other worker is in
+    pods = service.client.ledger.execute("SELECT name, pod, isolated FROM workers ORDER BY name")
+    assert [row.isolated for row in pods] == [True, False, False]
+    assert pods[0].pod == pods[2].pod != pods[1].pod
     assert all(job.attempt == 1 for job in service.client.summary(ids))
+
+
+#: Starts the command with itself as the worker that asks for it, and is gone before it is up.
+HASTY = """
+import os, subprocess, sys
+origin = {"WORKER_ISOLATED": f"{os.getpid()}:a-pod"}
+subprocess.Popen(sys.argv[1:], env={**os.environ, **origin})
+"""
+
+
+def test_a_process_whose_worker_has_died_meanwhile_does_not_begin(service: Service) -> None:
+    # Given a suspect, and a worker that dies a moment after it has started a process for it
+    suspect = service.enqueue("test.hold", service.log, service.gate)
+    service.client.ledger.execute("UPDATE jobs SET suspicion = 1")
+    run = [sys.executable, "-m", "worker", "run", "-P", "threads"]
+    with subprocess.Popen(
+        [sys.executable, "-c", HASTY, *run],
+        env={**service.processes._environment, **service._variables({})},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    ) as worker:
+        try:
+            # Then the process ends: nobody has this pipe open any more
+            said, _ = worker.communicate(timeout=60)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(worker.pid, signal.SIGKILL)
+
+    # And it has run nothing, and announced nothing
+    assert "ready." not in said, said
+    assert service.ran("start") == []
+    assert service.client.job(suspect).state is State.QUEUED
 
 
 @pytest.mark.parametrize("pool", ["threads", "prefork"])

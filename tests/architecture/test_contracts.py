@@ -10,6 +10,7 @@ import inspect
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 
 import billiard.pool
@@ -18,16 +19,18 @@ import pytest
 from celery import Celery
 from celery.app import amqp
 from celery.app.task import Task
+from celery.apps import worker as celery_worker
 from celery.concurrency import prefork
 from celery.exceptions import Ignore
 from celery.worker import request as celery_request
 from celery.worker import state
 from celery.worker.consumer import consumer as celery_consumer
+from kombu import Connection
 from kombu.asynchronous import Hub
 from kombu.transport import redis as kombu_redis
 from kombu.transport import virtual
 
-from worker.broker.transport import Channel, Transport
+from worker.broker.transport import Channel, QoS, Transport
 from worker.runtime.trace import REPLACED
 
 
@@ -213,3 +216,120 @@ def test_a_broadcast_does_not_pass_by_put() -> None:
     # PROTOCOL 3: a broadcast with a future time goes to Redis; it has no row
     source = inspect.getsource(virtual.exchange.FanoutExchange.deliver)
     assert "_put_fanout" in source
+
+
+def test_a_poller_restores_messages_when_the_loop_begins() -> None:
+    # worker/broker/transport.py overrides what it calls: a full Redis must not end a worker
+    called: list[str] = []
+
+    class Watched(QoS):
+        def __init__(self) -> None: ...
+
+        def restore_visible(self, *args: Any, **kwargs: Any) -> None:
+            called.append("restored")
+
+    class OneChannel:
+        qos = Watched()
+        unacked_restore_limit = unacked_restore_throttle = None
+
+    poller = kombu_redis.MultiChannelPoller()
+    poller.add(OneChannel())
+    poller.on_poll_init(None)
+
+    assert called == ["restored"]
+    assert Channel.QoS is QoS and "restore_visible" in vars(kombu_redis.QoS)
+
+
+def test_a_consumer_waits_for_redis_by_its_connections_own_method(app: Celery) -> None:
+    # worker/runtime/consumer.py binds the pauses there
+    asked: dict[str, Any] = {}
+
+    class Lazy:
+        def ensure_connection(self, errback: Any, max_retries: Any, **options: Any) -> Lazy:
+            asked.update(options, max_retries=max_retries)
+            return self
+
+    class Waiting:
+        first_connection_attempt = False
+        broker_connection_retry_attempt = 0
+
+    app.conf.broker_connection_retry_on_startup = True
+    app.conf.broker_connection_max_retries = None
+    waiting, lazy = Waiting(), Lazy()
+    waiting.app = app  # type: ignore[attr-defined] # a stand-in
+    assert celery_consumer.Consumer.ensure_connected(waiting, lazy) is lazy
+
+    assert asked["max_retries"] is None  # for ever
+    theirs = inspect.signature(Connection._ensure_connection).parameters
+    assert {"interval_start", "interval_step", "interval_max"} <= set(theirs) - set(asked)
+
+
+def test_a_call_of_the_hub_repeats_until_it_is_cancelled() -> None:
+    # worker/runtime/health.py: the beat of the event loop
+    hub = Hub()
+    beats: list[None] = []
+
+    def beat() -> None:
+        beats.append(None)
+        if len(beats) == 3:
+            entry.cancel()
+            hub.call_later(0.1, hub.stop)  # ten beats later
+
+    entry = hub.call_repeatedly(0.01, beat)
+    hub.run_forever()
+
+    assert len(beats) == 3
+    hub.close()
+
+
+def test_a_worker_tells_by_a_signal_that_it_is_set_up_and_its_log_too() -> None:
+    # worker/runtime/prepare.py says there at which port health is served
+    init = inspect.getsource(celery_worker.Worker.on_init_blueprint)
+    start = inspect.getsource(celery_worker.Worker.on_start)
+
+    assert "self.setup_logging()" in init  # before it starts
+    assert "instance=self" in start[start.index("signals.celeryd_after_setup.send(") :]
+
+
+def test_who_sends_an_event_waits_for_who_flushes_them(app: Celery) -> None:
+    # Why worker/runtime/announcer.py exists: a flush holds the mutex while it waits for Redis
+    held: list[bool] = []
+
+    class Slow:
+        def publish(self, *args: Any, **kwargs: Any) -> None:
+            held.append(dispatcher.mutex.locked())
+
+    connection = app.connection_for_write()
+    dispatcher = app.events.Dispatcher(connection, buffer_group={"task"}, buffer_limit=3)
+    dispatcher.producer = Slow()
+    for _ in range(3):  # the third of them flushes
+        dispatcher.send("task-started", uuid="a")
+    assert held == [True]
+    dispatcher.send("worker-heartbeat")
+    assert held == [True, True]
+    # The announcer's own is told to keep nothing, and to raise
+    assert {"buffer_while_offline", "buffer_group", "buffer_limit"} <= set(
+        inspect.signature(type(dispatcher)).parameters
+    )
+
+
+def test_a_request_asks_its_eventer_before_it_sends() -> None:
+    # The announcer stands there
+    sent: list[tuple[str, str]] = []
+
+    class Eventer:
+        enabled = False
+
+        def send(self, event: str, *, uuid: str) -> None:
+            sent.append((event, uuid))
+
+    class Asked:
+        id = "a"
+        task = SimpleNamespace(send_events=True)
+        _eventer = Eventer()
+
+    celery_request.Request.send_event(Asked(), "task-started")
+    Asked._eventer.enabled = True
+    celery_request.Request.send_event(Asked(), "task-started")
+
+    assert sent == [("task-started", "a")]

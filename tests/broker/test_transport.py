@@ -218,3 +218,47 @@ def test_without_a_writer_it_is_kombus_own_transport(redis_url: str) -> None:
         (entry,) = cast(list[bytes], client.lrange("celery", 0, -1))
     assert json.loads(entry)["headers"]["id"] == "a"
     app.close()
+
+
+@pytest.fixture
+def left(redis_url: str) -> Iterator[redis.Redis]:
+    """Redis with a message in kombu's keys that a stock consumer popped two hours ago."""
+    plain = Celery("plain", broker=redis_url, set_as_current=False)
+    plain.send_task("tests.elsewhere", task_id="a")
+    connection = plain.connection_for_read()
+    channel = connection.default_channel
+    assert channel.basic_get("celery").headers["id"] == "a"
+    channel.qos._delivered.clear()  # as if it were killed: it puts back nothing
+    connection.release()
+    plain.close()
+    with redis.Redis.from_url(redis_url) as client:
+        for tag, popped_at in cast(Any, client.zrange("unacked_index", 0, -1, withscores=True)):
+            client.zadd("unacked_index", {tag: popped_at - 7200})
+        assert client.llen("celery") == 0 and client.hlen("unacked") == 1
+        yield client
+
+
+def restore_visible(app: Celery) -> None:
+    with app.connection_for_read() as connection:
+        connection.default_channel.qos.restore_visible(num=10, interval=1)
+
+
+def test_a_durable_worker_leaves_it_to_the_keeper_to_put_back_what_others_popped(
+    app: Celery, left: redis.Redis
+) -> None:
+    restore_visible(app)
+
+    assert (left.llen("celery"), left.hlen("unacked")) == (0, 1)
+    assert left.exists("unacked_mutex") == 0
+
+
+def test_without_a_writer_a_consumer_puts_back_what_others_popped(
+    redis_url: str, left: redis.Redis
+) -> None:
+    app = Celery("plain", broker=redis_url, set_as_current=False)
+    app.conf.broker_transport = "worker.broker.transport:Transport"
+
+    restore_visible(app)
+
+    assert (left.llen("celery"), left.hlen("unacked")) == (1, 0)
+    app.close()

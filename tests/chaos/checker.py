@@ -18,7 +18,7 @@ from pathlib import Path
 
 import psycopg2
 
-from tests.chaos import counts, evidence, rules
+from tests.chaos import attempt_rules, counts, evidence, rules
 from tests.chaos.audit import dsn
 from tests.chaos.report import Example, Report, Violation, violation
 
@@ -55,6 +55,8 @@ def check(
                 "slack": rules.SLACK,
                 "killers": rules.KILLERS,
                 "resultless": rules.RESULTLESS,
+                "retriers": rules.RETRIERS,
+                "thaw": attempt_rules.THAW,
             }
             cursor.execute(rules.TABLES, parameters)
             report = Report(counts.count(found))

@@ -12,8 +12,11 @@ from typing import Any
 from tests.chaos.evidence import Evidence
 from tests.chaos.history import Event
 
-#: Seconds over which the rate of accepted jobs is taken.
-WINDOW = 10.0
+#: Seconds over which the rate of accepted jobs is taken: short ones, for they are cut out between
+#: the outages, and longer than the pause between a producer's bursts.
+WINDOW = 3.0
+#: Seconds after an outage that still count as its own: a producer finds the store back again.
+FOUND_BACK = 1.0
 
 Counts = dict[str, Any]
 Span = tuple[float, float]
@@ -45,29 +48,32 @@ _TIMES = """
     SELECT times, count(*) FROM (SELECT count(*) AS times FROM runs GROUP BY job) AS t
     GROUP BY 1 ORDER BY 1
 """
-_ACCEPTED = "SELECT t FROM said WHERE event = 'accepted' ORDER BY t"
 # The load lasts while those producers are at it that said when they began; before and after it jobs
-# may be enqueued too, to measure something or by a fault.
+# may be enqueued too, to measure something or by a fault, and tasks enqueue children meanwhile.
 _LOAD = """
-    SELECT min(t), max(t) FROM said WHERE event = 'accepted'
+    SELECT t FROM said WHERE event = 'accepted'
         AND (file IN (SELECT file FROM said WHERE event = 'begins')
              OR NOT EXISTS (SELECT FROM said WHERE event = 'begins'))
+    ORDER BY t
 """
-_NEXT_CLAIM = """
-    SELECT after.fault, min(claims.t) - after.t
-    FROM unnest(%(faults)s::text[], %(times)s::float8[]) AS after (fault, t)
-    LEFT JOIN LATERAL (
-        SELECT t FROM claims WHERE claims.t > after.t ORDER BY t LIMIT 1) AS claims ON true
-    GROUP BY after.fault, after.t
+# How many more jobs had not ended than when the load began, at the worst moment.
+_BACKLOG = """
+    SELECT COALESCE(max(waiting), 0) FROM (
+        SELECT sum(CASE WHEN old_state IS NULL THEN 1
+                        WHEN new_state IN ('succeeded', 'failed', 'cancelled')
+                             AND old_state NOT IN ('succeeded', 'failed', 'cancelled') THEN -1
+                        ELSE 0 END) OVER (ORDER BY n) AS waiting
+        FROM moves WHERE t BETWEEN %(first)s AND %(last)s) AS moments
 """
 
 
 def count(evidence: Evidence) -> Counts:
     """Everything worth a figure; plain dicts, as JSON has them."""
-    cursor, nemesis = evidence.cursor, evidence.nemesis
+    nemesis = evidence.nemesis
     by_kind: dict[str, dict[str, int]] = defaultdict(dict)
     for kind, state, number in _rows(evidence, _ENDS):
         by_kind[kind][state] = number
+    load = [t for (t,) in _rows(evidence, _LOAD)]
     return {
         "jobs": _row(evidence, _JOBS),
         "by_kind": dict(by_kind),
@@ -75,8 +81,9 @@ def count(evidence: Evidence) -> Counts:
         "executions_per_job": {str(times): jobs for times, jobs in _rows(evidence, _TIMES)},
         "faults": dict(Counter(e["fault"] for e in nemesis if e["event"] == "begin")),
         "kills": _kills([e for e in nemesis if e["event"] == "kill"]),
-        "accepted_per_second": _rates(evidence),
-        "seconds_from_fault_to_next_claim": _recoveries(cursor, nemesis),
+        "drains": _drains([e for e in nemesis if e["event"] == "drained"]),
+        "accepted_per_second": rates(load, nemesis),
+        "backlog": _backlog(evidence, load),
     }
 
 
@@ -99,48 +106,58 @@ def outages(nemesis: Iterable[Event]) -> list[Span]:
     return merged
 
 
-def _rates(evidence: Evidence) -> Counts | None:
+def rates(load: list[float], nemesis: list[Event]) -> Counts | None:
     """Jobs a second in windows that no outage touches; None when there is no whole window."""
-    accepted = [t for (t,) in _rows(evidence, _ACCEPTED)]
-    ((first, last),) = _rows(evidence, _LOAD)
-    if first is None:
+    if not load:
         return None
-    edges = [first, *(time for span in outages(evidence.nemesis) for time in span), last]
-    rates: list[float] = []
-    for began, ended in zip(edges[::2], edges[1::2], strict=True):
-        began = max(began, first)
-        whole = max(0, int((min(ended, last) - began) / WINDOW))
-        marks = [bisect.bisect_left(accepted, began + at * WINDOW) for at in range(whole + 1)]
-        rates += [(after - before) / WINDOW for before, after in pairwise(marks)]
-    return _spread(rates) | {"windows": len(rates)} if rates else None
+    first, last = load[0], load[-1]
+    seen: list[float] = []
+    calm_since = first
+    # An outage may end after the load, or never: the file was cut, or nothing mended it.
+    for began, ended in [*outages(nemesis), (last, last)]:
+        whole = max(0, int((min(began, last) - calm_since) / WINDOW))
+        marks = [bisect.bisect_left(load, calm_since + at * WINDOW) for at in range(whole + 1)]
+        seen += [(after - before) / WINDOW for before, after in pairwise(marks)]
+        calm_since = min(max(calm_since, ended + FOUND_BACK), last)
+    return _spread(seen) | {"windows": len(seen), "seconds": WINDOW} if seen else None
+
+
+def _backlog(evidence: Evidence, load: list[float]) -> int:
+    if not load:
+        return 0
+    ((jobs,),) = _rows(evidence, _BACKLOG, {"first": load[0], "last": load[-1]})
+    return int(jobs)
 
 
 def _kills(kills: list[Event]) -> Counts:
-    """Of the workers that were killed: what they held, by pool and in total."""
-    pools: dict[str, list[Event]] = defaultdict(list)
+    """Of the workers that were killed: what they held; in total, by pool, and by aim."""
+    groups: dict[str, list[Event]] = defaultdict(list)
     for kill in kills:
-        pools[kill["pool"]].append(kill)
-        pools["total"].append(kill)
-    return {
-        pool: {
-            "kills": len(those),
-            "unstarted": _spread([kill["unstarted"] for kill in those]),
-            "unflushed": _spread([kill["unflushed"] for kill in those]),
-        }
-        for pool, those in sorted(pools.items())
+        groups[kill["pool"]].append(kill)
+        groups["total"].append(kill)
+        if "aimed" in kill:
+            groups[f"{kill['pool']}, {'aimed' if kill['aimed'] else 'unaimed'}"].append(kill)
+    return {name: {"kills": len(those), **_held(those)} for name, those in sorted(groups.items())}
+
+
+def _held(kills: list[Event]) -> Counts:
+    """Figures of kills; of one whose worker wrote something unreadable, some are not known."""
+    known = {
+        figure: [kill[figure] for kill in kills if kill.get(figure) is not None]
+        for figure in ("unstarted", "unflushed", "held", "waited")
     }
+    return {figure: _spread(numbers) for figure, numbers in known.items() if numbers}
 
 
-def _recoveries(cursor: Any, nemesis: list[Event]) -> Counts:
-    ends = [(event["fault"], event["wall"]) for event in nemesis if event["event"] == "end"]
-    cursor.execute(
-        _NEXT_CLAIM, {"faults": [fault for fault, _ in ends], "times": [t for _, t in ends]}
-    )
-    waits: dict[str, list[float]] = defaultdict(list)
-    for fault, seconds in cursor.fetchall():
-        if seconds is not None:
-            waits[fault].append(seconds)
-    return {fault: _spread(those) for fault, those in sorted(waits.items())}
+def _drains(drains: list[Event]) -> Counts | None:
+    """Workers that were asked to end: how long that took."""
+    if not drains:
+        return None
+    return {
+        "drains": len(drains),
+        "seconds": _spread([drain["seconds"] for drain in drains]),
+        "exit_codes": dict(Counter(str(drain["exit_code"]) for drain in drains)),
+    }
 
 
 def _spread(numbers: list[Any]) -> Counts:
@@ -157,6 +174,8 @@ def _row(evidence: Evidence, query: str) -> Counts:
     return dict(zip(names, row, strict=True))
 
 
-def _rows(evidence: Evidence, query: str) -> list[tuple[Any, ...]]:
-    evidence.cursor.execute(query)
+def _rows(
+    evidence: Evidence, query: str, parameters: dict[str, Any] | None = None
+) -> list[tuple[Any, ...]]:
+    evidence.cursor.execute(query, parameters)
     return evidence.cursor.fetchall()

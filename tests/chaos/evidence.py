@@ -6,7 +6,9 @@ moves     the audit of jobs, each with the state that the move before left, and 
           how often it had been replayed
 leases    one row a lease: whose, from when, until when, and who ended it
 found     the jobs as they are, each with its kind and the token of the execution it has a result of
-told      one row a job that anybody spoke of: what of it was acknowledged
+told      one row a job that anybody spoke of: what of it was acknowledged, what it was to do
+deaths    processes that are gone, by the file that they wrote
+stops     when processes were stopped, by the beginning of their files' names, or held by their GIL
 
 Times are Unix seconds of the wall clock, the database's among them: it is the same machine.
 """
@@ -14,7 +16,7 @@ Times are Unix seconds of the wall clock, the database's among them: it is the s
 from __future__ import annotations
 
 import io
-import json
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,44 +24,24 @@ from typing import Any
 
 import psycopg2.extensions
 
+from tests.chaos.believed import FIELDS, believed
 from tests.chaos.clock import Clock
 from tests.chaos.history import Event
 
-#: The fields that an event must have, by the file's kind. Other events are noted for people.
-FIELDS = {
-    "producer": {
-        "accepted": {"job", "kind", "key"},
-        "unsure": {"job", "kind", "key"},
-        "refused": {"kind", "key"},
-        "cancelled": {"job"},
-        "uncancelled": {"job"},
-        "cancel-unsure": {"job"},
-    },
-    "execution": {
-        "start": {"job", "attempt", "lease", "run", "kind"},
-        "end": {"job", "attempt", "lease", "run", "how"},
-        "accepted": {"job", "kind", "key"},
-        "unsure": {"job", "kind", "key"},
-    },
-    "nemesis": {
-        "clock": {"wall"},
-        "begin": {"fault", "target"},
-        "end": {"fault", "target"},
-        "kill": {"worker", "pid", "pool", "unstarted", "unflushed"},
-        "death": {"file", "pid"},
-        "outage": {"store"},
-        "back": {"store"},
-    },
-}
 #: Seconds by which a death may be noted late: what ran in that process is given that much less.
 NOTED_LATE = 0.5
+#: The fault that stops a worker's processes for a while.
+STOP = "pause-worker"
 
 _TABLES = """
     CREATE TEMP TABLE said (
-        t float8, file text, event text, job text COLLATE "C", kind text, key text COLLATE "C");
+        t float8, file text, event text, job text COLLATE "C", kind text, key text COLLATE "C",
+        state text, digest text, failures int, countdown float8);
     CREATE TEMP TABLE runs (
         run text, job text COLLATE "C", attempt int, lease text COLLATE "C", kind text, file text,
         began float8, ended float8, how text, over float8);
+    CREATE TEMP TABLE deaths (file text, t float8);
+    CREATE TEMP TABLE stops (files text, began float8, ended float8);
 """
 
 _DERIVED = """
@@ -73,8 +55,8 @@ _DERIVED = """
     CREATE TEMP TABLE moves AS
     SELECT n, extract(epoch FROM at)::float8 AS t, xid, by, job, old_state, new_state,
            old_attempt, new_attempt, old_lease, new_lease, old_worker, new_worker, new_lost,
-           changed,
-           lag(n) OVER life AS before_n, lag(new_state) OVER life AS before_state,
+           changed, lag(new_state) OVER life AS before_state,
+           COALESCE(lag(new_lost) OVER life, 0) AS before_lost,
            lead(n) OVER life IS NULL AS is_last,
            count(*) FILTER (WHERE old_state IN ('succeeded', 'failed', 'cancelled')
                               AND new_state = 'queued') OVER life AS life
@@ -88,18 +70,18 @@ _DERIVED = """
            left(max(name) || ' lease', 63) AS renewer,
            extract(epoch FROM min(at) FILTER (WHERE what = 'open'))::float8 AS opened,
            extract(epoch FROM min(at) FILTER (WHERE what = 'end'))::float8 AS ended,
-           min(xid::text) FILTER (WHERE what = 'end') AS end_xid,
            min(by) FILTER (WHERE what = 'end') AS ended_by,
            extract(epoch FROM max(expires_at) FILTER (WHERE what = 'end'))::float8 AS end_expires,
            extract(epoch FROM (array_agg(expires_at ORDER BY n DESC) FILTER (
                WHERE what <> 'end' AND by IN (left(name, 63), left(name || ' lease', 63))
            ))[1])::float8 AS granted_until,
-           extract(epoch FROM max(expires_at))::float8 AS expires
+           extract(epoch FROM max(expires_at))::float8 AS expires,
+           extract(epoch FROM max(expires_at - renewed_at))::float8 AS seconds
     FROM audit_leases GROUP BY lease;
 
     CREATE TEMP TABLE found AS
-    SELECT id AS job, substring(task FROM '[^.]*$') AS kind, state, attempt, lease, worker, key,
-           error, state IN ('succeeded', 'failed', 'cancelled') AS is_final,
+    SELECT id AS job, substring(task FROM '[^.]*$') AS kind, state, attempt, lost, lease, worker,
+           key, error, state IN ('succeeded', 'failed', 'cancelled') AS is_final,
            COALESCE(state = 'failed' AND error LIKE 'poison%', false) AS is_poison,
            CASE WHEN state = 'succeeded' THEN pg_temp.run_of(result) END AS run
     FROM jobs;
@@ -113,12 +95,14 @@ _DERIVED = """
     SELECT job, max(kind) AS kind, bool_or(event = 'accepted') AS accepted,
            bool_or(event IN ('accepted', 'unsure')) AS spoken_of,
            bool_or(event = 'cancelled') AS cancelled,
-           bool_or(event IN ('cancelled', 'cancel-unsure')) AS cancel_asked
+           bool_or(event IN ('cancelled', 'cancel-unsure')) AS cancel_asked,
+           max(failures) AS failures, max(countdown) AS countdown
     FROM said WHERE job IS NOT NULL GROUP BY job;
     CREATE UNIQUE INDEX ON told (job);
     -- What a job is, its producer knows better than the service.
     UPDATE found SET kind = told.kind FROM told WHERE told.job = found.job
         AND told.kind <> found.kind;
+    INSERT INTO stops SELECT file, began, over FROM runs WHERE kind = 'gil';
     ANALYZE said; ANALYZE runs; ANALYZE moves; ANALYZE leases; ANALYZE found; ANALYZE told;
 """
 
@@ -147,70 +131,71 @@ def load(folder: Path, cursor: psycopg2.extensions.cursor) -> Evidence:
         ValueError: there is no history, or it cannot be tied to the wall clock.
     """
     faults: list[str] = []
-    nemesis = list(_events(folder / "nemesis.jsonl", faults))
+    nemesis = list(believed(folder / "nemesis.jsonl", faults))
     evidence = Evidence(cursor, Clock.of(nemesis), nemesis, faults)
     for event in nemesis:
-        event.setdefault("wall", evidence.clock.wall(event["t"]))
+        if event["event"] != "clock":
+            event["wall"] = evidence.clock.wall(event["t"])
     cursor.execute(_TABLES)
+    _copy(cursor, "deaths", _deaths(nemesis))
+    _copy(cursor, "stops", _stops(nemesis))
     for path in sorted(folder.glob("producer-*.jsonl")):
-        events = list(_events(path, faults))
+        events = list(believed(path, faults))
         if not any(event["event"] in FIELDS["producer"] for event in events):
             faults.append(f"{path.name}: a producer that has nothing to say")
         _copy(cursor, "said", _said(path, events, evidence.clock))
+    deaths = defaultdict(list)
+    for file, t in _deaths(nemesis):
+        deaths[file].append(t)
     for path in sorted(folder.glob("execution-*.jsonl")):
-        events = list(_events(path, faults))
+        events = list(believed(path, faults))
         _copy(cursor, "said", _said(path, events, evidence.clock))
-        _copy(cursor, "runs", _runs(path, events, evidence))
+        _copy(cursor, "runs", _runs(path, events, evidence, deaths[path.name]))
     cursor.execute(_DERIVED)
     return evidence
 
 
-def _events(path: Path, faults: list[str]) -> Iterator[Event]:
-    """The events of one file that can be believed; a last line that was cut is left out."""
-    if not path.is_file():
-        raise ValueError(f"There is no {path.name} in {path.parent}: is it a history's folder?")
-    fields = FIELDS[path.stem.partition("-")[0]]
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.endswith(b"\n"):
-                return
-            fault = None
-            try:
-                event = json.loads(line)
-                missing = fields.get(event["event"], set()) - event.keys()
-                float(event["t"])
-            except (ValueError, KeyError, TypeError) as exc:
-                fault = f"{type(exc).__name__}: {exc}"
-            else:
-                fault = f"without {', '.join(sorted(missing))}" if missing else None
-            if fault:
-                faults.append(f"{path.name}, line {number}: {fault}: {line[:200]!r}")
-            else:
-                yield event
+def _deaths(nemesis: list[Event]) -> Iterator[tuple[Any, ...]]:
+    for event in nemesis:
+        if event["event"] == "death":
+            yield Path(event["file"]).name, event["wall"] - NOTED_LATE
+
+
+def _stops(nemesis: list[Event]) -> Iterator[tuple[Any, ...]]:
+    began: dict[str, float] = {}
+    for event in nemesis:
+        if event.get("fault") == STOP and event["event"] == "begin":
+            began[event["target"]] = event["wall"]
+        elif event.get("fault") == STOP and event["event"] == "end" and event["target"] in began:
+            files = f"execution-{event['target'].partition('@')[0]}-"
+            yield files, began.pop(event["target"]), event["wall"]
 
 
 def _said(path: Path, events: Iterable[Event], clock: Clock) -> Iterator[tuple[Any, ...]]:
+    known = FIELDS[path.stem.partition("-")[0]]
     for event in events:
-        if event["event"] not in ("start", "end"):
-            told = (event.get(name) for name in ("job", "kind", "key"))
-            yield (clock.wall(event["t"]), path.name, event["event"], *told)
+        if event["event"] in ("start", "end"):
+            continue
+        told = event if event["event"] in known else {}  # what is for people is not looked into
+        arguments = told.get("arguments") or {}
+        fields = [told.get(name) for name in ("job", "kind", "key", "state", "digest")]
+        asked = [arguments.get(name) for name in ("failures", "countdown")]
+        yield (clock.wall(event["t"]), path.name, event["event"], *fields, *asked)
 
 
-def _runs(path: Path, events: list[Event], evidence: Evidence) -> Iterator[tuple[Any, ...]]:
+def _runs(
+    path: Path, events: list[Event], evidence: Evidence, deaths: list[float]
+) -> Iterator[tuple[Any, ...]]:
     """The executions of one process; one without an end was over when its process was."""
     wall = evidence.clock.wall
-    last = max((wall(event["t"]) for event in events), default=0.0)
-    deaths = [
-        event["wall"] - NOTED_LATE
-        for event in evidence.nemesis
-        if event["event"] == "death" and Path(event["file"]).name == path.name
-    ]
-    over = max([last, *deaths])
+    over = max([*(wall(event["t"]) for event in events), *deaths], default=0.0)
     ends = {event["run"]: event for event in events if event["event"] == "end"}
     for event in events:
         if event["event"] != "start":
             continue
         end = ends.pop(event["run"], None)
+        if end and any(end[name] != event[name] for name in ("job", "attempt", "lease")):
+            evidence.faults.append(f"{path.name}: an end that is not its start's: {end}")
         ended = wall(end["t"]) if end else None
         told = [event[name] for name in ("run", "job", "attempt", "lease", "kind")]
         how = end["how"] if end else None

@@ -20,7 +20,8 @@ Events, by file:
     failed    error                     a whole batch was given up
 
 `execution-<worker>-<pid>.jsonl`
-    start     job, attempt, lease, run, kind    a task's code begins; `run` is new each time
+    start     job, attempt, lease, run, kind    a task's code begins; `run` is new each time; with
+              `wall`, its own wall clock, where a fault has put that off
     end       job, attempt, lease, run, kind, how   it is over; how: returned, retried, raised
     accepted  job, kind, key, parent    the task enqueued a child, durably
     unsure    job, kind, key, error     as above, by a task
@@ -28,14 +29,18 @@ Events, by file:
 `nemesis.jsonl`
     clock     wall                      the wall clock, in Unix seconds, at the event's `t`
     begin     fault, target             a fault begins
+    met       fault, target, proof      it is proven that its harm was done; proof: by what
     end       fault, target             its cause is gone
-    kill      worker, pid, pool, unstarted, unflushed   a worker's parent was killed: how many jobs
-              it had claimed and not started, and ended and not recorded
+    kill      worker, pid, pool, held, unstarted, unflushed, aimed, waited   a worker's parent was
+              killed: how many jobs it held; of these claimed and not started, and ended and not
+              recorded; whether a busy moment was waited for, and how many seconds
     death     file, pid                 the process that wrote the execution file `file` is gone
     outage    store                     a store is away, or may refuse, from now on
     back      store                     it answers again
-    ended     member, said              a member ended, and is started again
-    drained   worker, seconds, exit_code    how long it took from SIGTERM to the end
+    ended     member, said, code, cause     a member ended with an exit code, and is started again;
+              cause: the fault that asked for it, or null: that is unexpected
+    drained   worker, seconds, exit_code, held      how long it took from SIGTERM to the end; how
+              many jobs it held
     missed    fault, error              a fault met a store that was away
     settling                            nothing breaks any more, nothing is enqueued any more
 """

@@ -7,10 +7,12 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.chaos.tails import died_of_poison
 from worker.stack.process import Process
 
 #: Seconds before a member that ended is started again.
@@ -69,7 +71,9 @@ class Member:
         argv: the command, with `{node}` for the name of this start.
         environment: variables added to this process's own.
         node: the name of this start, never used again.
-        next_environment: variables of the next start only.
+        extra: more variables, of every start while they stand here.
+        expected: the exit codes that this start may end with, each with the fault that asked.
+        started_pid: the pid of this start, also when it has ended.
     """
 
     name: str
@@ -81,7 +85,9 @@ class Member:
     starts: int = 0
     due: float | None = None
     is_stopped: bool = False
-    next_environment: dict[str, str] = field(default_factory=dict)
+    extra: dict[str, str] = field(default_factory=dict)
+    expected: dict[int, str] = field(default_factory=dict)
+    started_pid: int | None = None
     process: Process | None = None
 
     def start(self) -> None:
@@ -92,12 +98,13 @@ class Member:
         self.process = Process(
             [word.replace("{node}", self.node) for word in self.argv],
             log=self.log,
-            environment={**self.environment, **own, **self.next_environment},
+            environment={**self.environment, **own, **self.extra},
             death_signal=signal.SIGKILL,
         )
-        self.next_environment = {}
+        self.expected = {}
         self.due = None
         self.process.start()
+        self.started_pid = self.process.pid
 
     @property
     def pid(self) -> int | None:
@@ -109,13 +116,48 @@ class Member:
         if self.process is not None:
             self.process.send(number)
 
-    def look_after(self) -> str | None:
-        """Start it again when it has ended; what happened, in a few words."""
+    def end(self, number: signal.Signals, fault: str) -> None:
+        """Send it a signal that ends it, on behalf of `fault`; it may then drain, or just die."""
+        self.expected[-number] = fault
+        if number == signal.SIGTERM:
+            self.expected[0] = fault
+        self.send(number)
+
+    @property
+    def prefix(self) -> str:
+        """What the names of this start's execution files begin with."""
+        return f"execution-{self.node.partition('@')[0]}-"
+
+    def cause_of(self, code: int, history: Path) -> str | None:
+        """Which fault let this start end with `code`, if any did."""
+        own = history / f"{self.prefix}{self.started_pid}.jsonl"
+        if code == -signal.SIGKILL and code not in self.expected and died_of_poison(own):
+            return "poison"
+        return self.expected.get(code)
+
+    @property
+    def children(self) -> list[int]:
+        """The pids of a prefork worker's pool; its isolated process is not one of them."""
+        found: list[int] = []
+        for entry in Path(f"/proc/{self.pid}/task").glob("*/children"):
+            with suppress(OSError):
+                found += [int(pid) for pid in entry.read_text().split()]
+        return [pid for pid in found if not _is_isolated(pid)]
+
+    def look_after(self) -> int | None:
+        """Start it again when it has ended; its exit code, once, when it just has."""
         if self.is_stopped or self.process is None or self.process.alive:
             return None
         if self.due is None:
             self.due = time.monotonic() + PAUSE
-            return f"{self.name} ended with {self.process.exit_code}"
+            return self.process.exit_code
         if time.monotonic() >= self.due:
             self.start()
         return None
+
+
+def _is_isolated(pid: int) -> bool:
+    try:
+        return b"WORKER_ISOLATED=" in Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:
+        return True  # gone

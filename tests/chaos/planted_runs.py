@@ -1,16 +1,14 @@
-"""Violations to plant into a staged run: of executions, evidence, ends, leases and logs."""
+"""Violations to plant into a staged run: of executions, evidence, ends and leases."""
 
 from __future__ import annotations
 
 import time
 
-from tests.chaos.planted import PLANTS, plants
+from tests.chaos.planted import plants
 from tests.chaos.staged import CLIENT, KEEPER, Stage, success
 from worker.jobs.job import Finish
 from worker.jobs.states import State
 from worker.ledger.change import cancel
-
-__all__ = ["PLANTS"]
 
 
 @plants("double-run")
@@ -21,9 +19,10 @@ def a_job_runs_under_two_live_leases(stage: Stage) -> None:
     stage.finish("w1", Finish(first, State.QUEUED, "released", error="given back while it runs"))
     second = stage.claim("w2", job)
     beside = stage.start("w2", second, "sleep")
+    stage.cancelled(job)
     later = time.monotonic() + 1
     stage.end("w1", said, t=later)
-    stage.finish("w2", success(second, stage.end("w2", beside, t=later)))
+    stage.end("w2", beside, t=later)
 
 
 @plants("unclaimed-run")
@@ -31,6 +30,13 @@ def an_execution_was_never_granted(stage: Stage) -> None:
     fence = stage.succeed("w1", stage.accepted("noop"), "noop")
     stage.end("w1", stage.start("w1", fence, "noop", lease="nobody's"))
     stage.end("w1", stage.start("w1", fence, "noop", attempt=7))
+
+
+@plants("unclaimed-run")
+def an_execution_begins_before_it_is_granted(stage: Stage) -> None:
+    fence = stage.claim("w1", stage.accepted("noop"))
+    said = stage.start("w1", fence, "noop", t=time.monotonic() - 1)
+    stage.finish("w1", success(fence, stage.end("w1", said)))
 
 
 @plants("unclaimed-run")
@@ -141,25 +147,3 @@ def a_job_is_taken_while_its_lease_stands(stage: Stage) -> None:
     fence = stage.claim("alive", stage.accepted("sleep"))
     stage.finish(KEEPER, Finish(fence, State.QUEUED, "lost", error="it seemed so"))
     stage.succeed("w1", fence.id, "sleep")
-
-
-@plants("dishonest-log")
-def a_line_is_no_json(stage: Stage) -> None:
-    with (stage.folder / "producer-p1.jsonl").open("ab") as file:
-        file.write(b'{"t": 1, "event": "acc{"t": 2}\n')
-
-
-@plants("dishonest-log")
-def an_event_lacks_a_field(stage: Stage) -> None:
-    stage.nemesis.note("kill", worker="w1")
-
-
-@plants("dishonest-log")
-def a_producer_says_nothing(stage: Stage) -> None:
-    (stage.folder / "producer-p2.jsonl").touch()
-
-
-@plants("dishonest-log")
-def an_execution_ends_that_never_began(stage: Stage) -> None:
-    said = {"job": "a", "attempt": 1, "lease": "l", "run": "r", "kind": "noop"}
-    stage.execution("w2").note("end", how="returned", **said)

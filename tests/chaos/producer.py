@@ -2,184 +2,176 @@
 
 `python -m tests.chaos.producer NAME ROAD RATE SEED MIX`, until SIGTERM. Roads:
 
-client   the Python client: single jobs with idempotency keys, and batches
-celery   `apply_async` of a durable Celery app
+client   the Python client: batches, and beside them single jobs with idempotency keys
+celery   `apply_async` of a durable Celery app, one message at a time, from several threads
 foreign  Celery messages pushed into Redis by hand, as a producer that knows nothing of the ledger;
          nothing is promised of them before they are adopted, so they are only ever `unsure`
+
+Each way has a thread of its own, as have cancelling and reading back: none waits for another.
 """
 
 from __future__ import annotations
 
-import base64
-import json
+import hashlib
 import os
 import random
 import signal
 import sys
 import threading
 import time
-import uuid
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
-
-import redis
-from celery import Celery
+from typing import Any
 
 from tests.chaos import kinds
 from tests.chaos.history import Journal
+from tests.chaos.roads import BatchRoad, CeleryRoad, ForeignRoad, KeyedRoad, Road
 from worker.client import Client
-from worker.errors import Conflict, LedgerError, NotFound, Unavailable
-from worker.jobs.job import NewJob
-from worker.jobs.message import new_job
-from worker.runtime import durable
+from worker.errors import Conflict, LedgerError, NotFound
 from worker.settings import Settings
 
-#: Seconds between bursts: short ones, and long ones that make a backlog.
-BURST = (0.1, 1.5)
+#: Seconds between bursts: short ones, and long ones that make a small backlog.
+BURST = (0.1, 1.0)
 #: Jobs in one batch at the most.
 BATCH = 250
-#: Seconds of jobs that are made up for after an outage; what is beyond is not enqueued at all.
-ARREARS = 2.0
-#: Of a hundred batches, how many are sent as single keyed jobs (the first ten of each).
-SINGLE = 8
-#: Of a thousand accepted jobs, how many are cancelled.
-CANCELLED = 25
+#: Jobs that a thread takes at once when it enqueues one by one.
+FEW = 5
+#: Threads that enqueue by Celery.
+CELERY_THREADS = 4
+#: Seconds of jobs that are made up for after an outage; what is beyond is noted as dropped.
+ARREARS = 3.0
+#: The part of a client's jobs that goes singly, under a key.
+KEYED = 0.03
+#: Of a thousand accepted jobs, how many are cancelled, and how many are read back.
+CANCELLED, READ = 25, 30
+#: Seconds until a job is read back, and until it is looked at again when it has not ended.
+READ_AFTER, READ_AGAIN = (0.5, 5.0), 5.0
 
 
-class Road(Protocol):
-    """How jobs are handed in."""
+class Allowance:
+    """Jobs that may be enqueued by now, at `rate` a second. Safe to use from several threads."""
 
-    def send(self, drawn: list[tuple[str, dict[str, Any]]]) -> list[str]:
-        """Enqueue what was drawn; the ids accepted."""
-        ...
+    def __init__(self, rate: float, journal: Journal) -> None:
+        self._rate, self._journal = rate, journal
+        self._lock = threading.Lock()
+        self._last, self._owed = time.monotonic(), 0.0
 
-
-class ClientRoad:
-    """By the Python client; what raised is sent once more, every other time."""
-
-    def __init__(self, journal: Journal, dice: random.Random) -> None:
-        self.client = Client()
-        self._journal, self._dice = journal, dice
-
-    def send(self, drawn: list[tuple[str, dict[str, Any]]]) -> list[str]:
-        """See `Road`."""
-        if self._dice.randrange(100) < SINGLE:
-            return [job for kind, arguments in drawn[:10] for job in self._keyed(kind, arguments)]
-        jobs = [new_job(f"chaos.{kind}", [], arguments) for kind, arguments in drawn]
-        kind_of = {job.id: kind for job, (kind, _) in zip(jobs, drawn, strict=True)}
-        if not (
-            self._sent(jobs, kind_of) or (self._dice.random() < 0.5 and self._sent(jobs, kind_of))
-        ):
-            return []
-        for job, kind in kind_of.items():
-            self._journal.note("accepted", job=job, kind=kind, key=None)
-        return list(kind_of)
-
-    def _sent(self, jobs: list[NewJob], kind_of: dict[str, str]) -> bool:
-        try:
-            self.client.enqueue_many(jobs)
-        except Unavailable as exc:
-            for job, kind in kind_of.items():
-                self._journal.note("unsure", job=job, kind=kind, key=None, error=str(exc))
-            return False
-        return True
-
-    def _keyed(self, kind: str, arguments: dict[str, Any]) -> list[str]:
-        """One job under a key; repeated with the same key until it is answered, or given up."""
-        key = uuid.uuid4().hex
-        ids = set()
-        for _ in range(self._dice.randint(1, 3)):
-            try:
-                ids.add(self.client.enqueue(f"chaos.{kind}", [], arguments, key=key).id)
-            except Unavailable as exc:
-                self._journal.note("unsure", job=None, kind=kind, key=key, error=str(exc))
-                continue
-            if self._dice.random() < 0.8:  # else ask again: the answer must be the same
-                break
-        for job in ids:
-            self._journal.note("accepted", job=job, kind=kind, key=key)
-        return list(ids)
+    def take(self, most: int) -> int:
+        """So many, at most `most`, may be enqueued now; 0 when none is due."""
+        with self._lock:
+            now = time.monotonic()
+            self._owed += (now - self._last) * self._rate
+            self._last = now
+            beyond = self._owed - ARREARS * self._rate
+            # Less than that is what a burst of the other threads makes late.
+            if beyond >= max(1.0, 0.1 * self._rate):
+                self._journal.note("dropped", jobs=int(beyond), seconds=beyond / self._rate)
+                self._owed -= beyond
+            taken = min(int(self._owed), most)
+            self._owed -= taken
+            return taken
 
 
-class CeleryRoad:
-    """By a durable Celery app, one message at a time."""
+class FollowUp:
+    """Does something to some of what was accepted, a while later.
 
-    def __init__(self, journal: Journal) -> None:
-        self._app = durable(Celery("chaos-producer", set_as_current=False))
-        self._journal = journal
+    Args:
+        part: of a thousand jobs, how many.
+        wait: draws the seconds until then.
+        act: does it; it returns the seconds until it is to be done again, `None` for never.
+    """
 
-    def send(self, drawn: list[tuple[str, dict[str, Any]]]) -> list[str]:
-        """See `Road`."""
-        return [job for kind, arguments in drawn if (job := self._one(kind, arguments))]
+    def __init__(
+        self,
+        part: int,
+        wait: Callable[[random.Random], float],
+        act: Callable[[str], float | None],
+    ) -> None:
+        self._part, self._wait, self._act = part, wait, act
+        self._due: deque[tuple[float, str]] = deque()
 
-    def _one(self, kind: str, arguments: dict[str, Any]) -> str | None:
-        job = uuid.uuid4().hex
-        ignore = kind == "ignoring"
-        try:
-            self._app.send_task(
-                f"chaos.{kind}", kwargs=arguments, task_id=job, ignore_result=ignore
-            )
-        except LedgerError as exc:
-            self._journal.note("unsure", job=job, kind=kind, key=None, error=str(exc))
-            return None
-        self._journal.note("accepted", job=job, kind=kind, key=None)
-        return job
-
-
-class ForeignRoad:
-    """By LPUSH of a Celery message, protocol 2, without any library of ours."""
-
-    def __init__(self, journal: Journal, url: str) -> None:
-        self._redis = redis.Redis.from_url(url, socket_timeout=5, socket_connect_timeout=5)
-        self._journal = journal
-
-    def send(self, drawn: list[tuple[str, dict[str, Any]]]) -> list[str]:
-        """See `Road`; nothing is accepted here."""
-        for kind, arguments in drawn:
-            job = uuid.uuid4().hex
-            self._journal.note("unsure", job=job, kind=kind, key=None, error="foreign")
-            try:
-                self._redis.lpush("celery", json.dumps(_message(job, kind, arguments)))
-            except redis.RedisError:
-                break
-        return []
-
-
-def _message(job: str, kind: str, arguments: dict[str, Any]) -> dict[str, Any]:
-    body = base64.b64encode(json.dumps([[], arguments, {}]).encode()).decode()
-    return {
-        "body": body,
-        "content-encoding": "utf-8",
-        "content-type": "application/json",
-        "headers": {"lang": "py", "task": f"chaos.{kind}", "id": job, "root_id": job},
-        "properties": {
-            "correlation_id": job, "delivery_mode": 2, "delivery_tag": job, "priority": 0,
-            "body_encoding": "base64", "delivery_info": {"exchange": "", "routing_key": "celery"},
-        },
-    }  # fmt: skip
-
-
-class Canceller:
-    """Cancels some of what was accepted: at once, while queued, or later, while it may run."""
-
-    def __init__(self, client: Client, journal: Journal, dice: random.Random) -> None:
-        self._client, self._journal, self._dice = client, journal, dice
-        self._later: deque[tuple[float, str]] = deque()
-
-    def offer(self, jobs: list[str]) -> None:
-        """Choose among jobs that were just accepted, and cancel what is due."""
-        now = time.monotonic()
+    def offer(self, jobs: list[str], dice: random.Random) -> None:
+        """Choose among jobs that were just accepted."""
         for job in jobs:
-            if self._dice.randrange(1000) < CANCELLED:
-                wait = 0.0 if self._dice.random() < 0.5 else self._dice.uniform(0.05, 1.0)
-                self._later.append((now + wait, job))
-        for _ in range(len(self._later)):
-            due, job = self._later.popleft()
-            if due > time.monotonic():
-                self._later.append((due, job))
-            else:
-                self._cancel(job)
+            if dice.randrange(1000) < self._part:
+                self._due.append((time.monotonic() + self._wait(dice), job))
+
+    def run(self, stop: threading.Event) -> None:
+        """Do what is due, until `stop`."""
+        while not stop.wait(0.02):
+            for _ in range(len(self._due)):
+                due, job = self._due.popleft()
+                if due > time.monotonic():
+                    self._due.append((due, job))
+                elif not stop.is_set() and (again := self._act(job)) is not None:
+                    self._due.append((time.monotonic() + again, job))
+
+
+class Producer:
+    """One producer.
+
+    Args:
+        name: "p1".
+        road: see the module.
+        rate: jobs a second.
+        seed: of all its draws.
+        mix: weights by kind.
+    """
+
+    def __init__(self, name: str, road: str, rate: float, seed: str, mix: dict[str, int]) -> None:
+        self._name, self._road, self._rate, self._seed, self._mix = name, road, rate, seed, mix
+        self._settings = Settings.load()
+        self._journal = Journal(Path(os.environ["CHAOS_HISTORY"]) / f"producer-{name}.jsonl")
+        self._client = Client(self._settings)
+        # Half of those that are cancelled are queued still, the others may run.
+        self._cancels = FollowUp(
+            CANCELLED, lambda dice: dice.choice([0.0, dice.uniform(0.05, 1.0)]), self._cancel
+        )
+        self._reads = FollowUp(READ, lambda dice: dice.uniform(*READ_AFTER), self._read)
+        self.stop = threading.Event()
+
+    def run(self) -> None:
+        """Produce until `stop` is set."""
+        self._journal.note("begins", road=self._road, rate=self._rate)
+        threads = [threading.Thread(target=run) for run in self._duties()]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    def _duties(self) -> list[Callable[[], None]]:
+        """What its threads do."""
+        journal, client = self._journal, self._client
+        ways: list[tuple[Road, Allowance, int]] = []
+        if self._road == "client":
+            few, many = self._allowance(KEYED), self._allowance(1 - KEYED)
+            ways += [(BatchRoad(client, journal, self._dice("batch")), many, BATCH)]
+            ways += [(KeyedRoad(client, journal, self._dice("keyed")), few, FEW)]
+        elif self._road == "celery":
+            ways += [(CeleryRoad(journal), self._allowance(1), FEW)] * CELERY_THREADS
+        else:
+            url = self._settings.redis_url.get_secret_value()
+            ways += [(ForeignRoad(journal, url), self._allowance(1), FEW)]
+        enqueuing = [
+            lambda number=number, way=way: self._enqueue(self._dice(str(number)), *way)
+            for number, way in enumerate(ways)
+        ]
+        after = [lambda after=after: after.run(self.stop) for after in (self._cancels, self._reads)]
+        return [*enqueuing, *after]
+
+    def _enqueue(self, dice: random.Random, road: Road, allowance: Allowance, most: int) -> None:
+        while not self.stop.wait(dice.uniform(*BURST)):
+            while not self.stop.is_set() and (number := allowance.take(most)):
+                lease = self._settings.lease_seconds
+                drawn = [kinds.draw(dice, self._mix, lease) for _ in range(number)]
+                try:
+                    accepted = road.send(drawn)
+                except LedgerError as exc:
+                    self._journal.note("failed", error=str(exc))
+                    continue
+                self._cancels.offer(accepted, dice)
+                self._reads.offer(accepted, dice)
 
     def _cancel(self, job: str) -> None:
         try:
@@ -191,39 +183,41 @@ class Canceller:
         else:
             self._journal.note("cancelled", job=job)
 
+    def _read(self, job: str) -> float | None:
+        """Read a job back, as a client does that wants its result."""
+        try:
+            found = self._client.job(job)
+        except NotFound:  # though it was accepted
+            self._journal.note("read", job=job, state="missing", digest=None)
+            return None
+        except LedgerError:
+            return READ_AGAIN
+        if not found.state.is_final:
+            return READ_AGAIN
+        digest = None if found.result is None else hashlib.sha256(found.result).hexdigest()
+        self._journal.note("read", job=job, state=found.state.value, digest=digest)
+        return None
+
+    def _allowance(self, part: float) -> Allowance:
+        return Allowance(self._rate * part, self._journal)
+
+    def _dice(self, what: str) -> random.Random:
+        return random.Random(f"{self._seed} {self._name} {what}")
+
 
 def main(name: str, road: str, rate: float, seed: str, mix: dict[str, int]) -> None:
-    """Produce until SIGTERM."""
-    stop = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    """Produce until SIGTERM; a thread that fails ends the process, to be started again."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    dice = random.Random(f"{seed} {name}")
-    settings = Settings.load()
-    journal = Journal(Path(os.environ["CHAOS_HISTORY"]) / f"producer-{name}.jsonl")
-    journal.note("begins", road=road, rate=rate)
-    by_client = ClientRoad(journal, dice)
-    ways: dict[str, Road] = {"client": by_client}
-    if road == "celery":
-        ways[road] = CeleryRoad(journal)
-    elif road == "foreign":
-        ways[road] = ForeignRoad(journal, settings.redis_url.get_secret_value())
-    canceller = Canceller(by_client.client, journal, dice)
-    last, owed = time.monotonic(), 0.0
-    while not stop.wait(dice.uniform(*BURST)):
-        now = time.monotonic()
-        owed = min(owed + (now - last) * rate, ARREARS * rate)
-        last = now
-        while owed >= 1 and not stop.is_set():
-            drawn = [
-                kinds.draw(dice, mix, settings.lease_seconds) for _ in range(min(int(owed), BATCH))
-            ]
-            try:
-                accepted = ways[road].send(drawn)
-            except LedgerError as exc:
-                journal.note("failed", error=str(exc))
-                accepted = []
-            owed -= len(accepted) or len(drawn)
-            canceller.offer(accepted)
+    told = threading.excepthook
+
+    def give_up(args: Any) -> None:
+        told(args)
+        os._exit(1)
+
+    threading.excepthook = give_up
+    producer = Producer(name, road, rate, seed, mix)
+    signal.signal(signal.SIGTERM, lambda *_: producer.stop.set())
+    producer.run()
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 from tests.chaos import history
-from tests.chaos.recovery_lanes import SLOTS, Lane, Ledger, Stock, running, until
+from tests.chaos.recovery_lanes import SETTLE, SLOTS, Lane, Ledger, Stock, running, until
 from tests.chaos.recovery_report import MEASURED, Kill, lines_of, write_json
 from worker.settings import Settings
 
@@ -164,7 +164,7 @@ def measure(
             print(f"{kind.name} {number + 1:>3}/{kills}  {kill}", flush=True)
             apart = kill.killed + lease  # leases that expire together are another scenario
             if number + 1 < kills:
-                kill.settled = lane.await_idle()
+                kill.settled = lane.await_idle(given.settle)
 
 
 def main() -> int:
@@ -175,6 +175,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
     parser.add_argument("--json", type=Path, help="also write every figure here")
     parser.add_argument("--lease", type=float, help="seconds, instead of the default")
+    parser.add_argument(
+        "--settle", type=float, default=SETTLE, help="seconds that a kill's traces may stay"
+    )
     parser.add_argument("--logs", type=Path, help="keep the processes' output in this new folder")
     given = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as cleanly as Ctrl-C

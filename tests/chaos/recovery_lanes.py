@@ -82,9 +82,9 @@ class Lane(ABC):
     def is_idle(self) -> bool:
         """Whether nothing of earlier kills is left."""
 
-    def await_idle(self) -> bool:
-        """Wait until nothing of earlier kills is left, at most `SETTLE` seconds; whether it is."""
-        return until(self.is_idle, SETTLE)
+    def await_idle(self, seconds: float) -> bool:
+        """Wait until nothing of earlier kills is left, at most so many seconds; whether it is."""
+        return until(self.is_idle, seconds)
 
     def lease_end(self, name: str) -> float | None:
         """When the lease of the worker just killed expires, monotonic; without leases `None`."""
@@ -135,8 +135,8 @@ class Ledger(Lane):
         (ordinary,) = self._row("SELECT count(*) FROM workers WHERE NOT isolated")
         return open_jobs == 0 and ordinary == WORKERS and self._isolated() == self._standing
 
-    def await_idle(self) -> bool:
-        settled = super().await_idle()
+    def await_idle(self, seconds: float) -> bool:
+        settled = super().await_idle(seconds)
         if not settled:
             self._standing = self._isolated()  # they have come to stay
         return settled

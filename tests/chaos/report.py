@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -85,7 +86,7 @@ class Report:
 
     def text(self) -> str:
         """All of it, for people."""
-        lines = [f"{name}: {_brief(value)}" for name, value in self.counts.items()]
+        lines = [listed(self.counts)]
         for kind, violation in self.violations.items():
             lines.append(f"\nVIOLATION {kind}: {violation.count}")
             for example in violation.examples:
@@ -111,9 +112,16 @@ def story(evidence: Evidence, job: str | None) -> list[str]:
     return [f"{float(t) - began:+10.3f}  {what}" for t, what in evidence.cursor.fetchall()]
 
 
+def listed(figures: Mapping[str, Any]) -> str:
+    """Figures by name, a line each, for people."""
+    return "\n".join(f"{name}: {_brief(value)}" for name, value in figures.items())
+
+
 def _brief(value: Any) -> str:
     if isinstance(value, dict) and any(isinstance(inner, dict) for inner in value.values()):
         return "".join(f"\n  {name}: {_brief(inner)}" for name, inner in value.items())
     if isinstance(value, dict):
         return ", ".join(f"{name} {inner}" for name, inner in value.items()) or "none"
-    return str(value)
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    return "none" if value is None else str(value)

@@ -7,10 +7,10 @@ from the main thread and dies with this process.
 from __future__ import annotations
 
 import os
-import random
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from typing import Any
 import psycopg2
 import redis
 
-from tests.chaos import audit
+from tests.chaos import aftermath, audit, probes
 from tests.chaos.history import Journal
 from tests.chaos.members import Member, Wires
 from tests.chaos.watch import DeathWatch
@@ -53,6 +53,13 @@ class Terms:
     away: float = 30.0
 
 
+_LEASED = """
+    SELECT workers.name, count(jobs.id) FROM workers
+    LEFT JOIN jobs ON jobs.lease = workers.lease AND jobs.state = 'running'
+    WHERE NOT workers.isolated AND workers.expires_at > clock_timestamp() GROUP BY 1
+"""
+
+
 class Rig:
     """The service under test.
 
@@ -60,6 +67,11 @@ class Rig:
         folder: where everything is kept; see `started`.
         terms: its size and times.
         seed: of the producers.
+
+    Attributes:
+        unexpected: a sentence for everything that must not happen and is no violation.
+        met: how often each fault is proven to have done its harm.
+        in_hand: members that a fault strikes just now, by name.
     """
 
     def __init__(self, folder: Path, terms: Terms, seed: str) -> None:
@@ -76,6 +88,8 @@ class Rig:
         self.producers: list[Member] = []
         self.wires: dict[str, Wires] = {}
         self.unexpected: list[str] = []
+        self.met: Counter[str] = Counter()
+        self.in_hand: Counter[str] = Counter()
         self._deaths = DeathWatch(self.history, self.journal)
         self._reader: Any = None
 
@@ -102,6 +116,8 @@ class Rig:
         pools += [("prefork", slots) for slots in self.terms.prefork]
         for number, (pool, slots) in enumerate(pools, 1):
             argv = ["run", "-n", "{node}", "-P", pool, "-c", str(slots)]
+            # A queue of each pool's own: what is to harm it comes there at once, past a backlog.
+            argv += ["-Q", f"celery,{pool}"]
             self.workers.append(self._member(f"w{number}", pool, argv))
 
     def produce(self, name: str, road: str, rate: float, mix: dict[str, int]) -> None:
@@ -113,22 +129,23 @@ class Rig:
 
     def stop_producers(self) -> None:
         """End the producers; what they have enqueued is to end by itself."""
-        for member in self.producers:
-            member.is_stopped = True
-            member.send(signal.SIGTERM)
-        for member in self.producers:
-            if member.process is not None and not member.process.wait(30):
-                member.process.kill()
+        self._end(self.producers, 30)
 
     def look_after(self) -> None:
-        """Start again what has ended."""
+        """Start again what has ended; what ended without a cause is unexpected."""
         for member in self.members:
-            if said := member.look_after():
-                self.journal.note("ended", member=member.name, said=said)
-                print(f"  {said}", file=sys.stderr) if member in self.producers else None
+            code = member.look_after()
+            if code is None:
+                continue
+            said, cause = f"{member.name} ended with {code}", member.cause_of(code, self.history)
+            self.journal.note("ended", member=member.name, said=said, code=code, cause=cause)
+            if cause is None:
+                self.unexpected.append(
+                    f"{member.node} ended with {code}, and no fault asked for it"
+                )
 
     def heal(self) -> None:
-        """Take away every fault: wires, stopped processes, servers that are away."""
+        """Take away every fault: wires, stopped processes, servers that are away, or full."""
         for wires in self.wires.values():
             wires.heal()
         for member in self.members:
@@ -136,38 +153,54 @@ class Rig:
         for server in (self.postgres, self.redis):
             if not server.alive:
                 server.start()
+        with self.doorbells() as client:
+            client.config_set("maxmemory", "0")
+
+    def probe_each_worker(self, seconds: float) -> None:
+        """Offer work until each worker has started a job; one that does not is unexpected.
+
+        Args:
+            seconds: that a worker has for it, once it has a lease.
+        """
+        self.unexpected += probes.probe_each_worker(self, seconds)
 
     def stop(self) -> None:
-        """Drain the workers, end the rest."""
-        for member in self.members:
-            member.is_stopped = True
-            member.send(signal.SIGCONT)
-            member.send(signal.SIGTERM)
-        until = time.monotonic() + self.terms.drain + 10
-        for member in self.members:
-            if member.process and not member.process.wait(max(0.1, until - time.monotonic())):
-                member.process.kill()
+        """Drain the workers, end the rest; judge what they leave behind."""
+        self._end([*self.keepers, *self.workers, *self.producers], self.terms.drain + 10)
+        self.unexpected += aftermath.left_behind(self.history)
+        served = [*self.keepers, *self.workers]
+        self.unexpected += aftermath.alarms(member.log for member in served)
         for wires in self.wires.values():
             wires.close()
         self._deaths.stop()
+
+    def _end(self, members: list[Member], seconds: float) -> None:
+        """SIGTERM all of these that run; each is to end by it."""
+        alive = [member for member in members if member.pid is not None]
+        for member in members:
+            member.is_stopped = True
+        for member in alive:
+            member.send(signal.SIGCONT)
+            member.end(signal.SIGTERM, "the end of the run")
+        until = time.monotonic() + seconds
+        for member in alive:
+            process = member.process
+            assert process is not None
+            if not process.wait(max(0.1, until - time.monotonic())):
+                self.unexpected.append(f"{member.node} did not end in {seconds:g} s of SIGTERM")
+                process.kill()
+            elif (code := process.exit_code) not in member.expected:
+                self.unexpected.append(f"{member.node} ended with {code} at the end of the run")
 
     def close(self) -> None:
         """End whatever is left, the servers included."""
         for member in self.members:
             if member.process is not None:
                 member.process.kill()
-        self._kill_orphans()
+        aftermath.kill(aftermath.orphans(self.history))
         self._deaths.stop()
         self.postgres.stop()
         self.redis.stop()
-
-    def _kill_orphans(self) -> None:
-        """Kill what killed workers left behind: isolated processes that still drain."""
-        mark = f"CHAOS_HISTORY={self.history}".encode()
-        for entry in Path("/proc").iterdir():
-            with suppress(OSError):
-                if entry.name.isdigit() and mark in (entry / "environ").read_bytes().split(b"\0"):
-                    os.kill(int(entry.name), signal.SIGKILL)
 
     def note_clock(self) -> None:
         """Tie the two clocks together."""
@@ -198,13 +231,35 @@ class Rig:
         """A connection to Redis, by no wire."""
         return redis.Redis.from_url(self.redis.url, socket_timeout=5)
 
-    def children_of(self, member: Member) -> list[int]:
-        """The pids of a prefork worker's pool; its isolated process is not one of them."""
-        children = []
-        for entry in Path(f"/proc/{member.pid}/task").glob("*/children"):
-            with suppress(OSError):
-                children += [int(pid) for pid in entry.read_text().split()]
-        return [pid for pid in children if not _is_isolated(pid)]
+    def leased(self) -> dict[str, int]:
+        """How many jobs each worker holds, by the node, of those that have an open lease.
+
+        Raises:
+            psycopg2.Error: Postgres is away.
+        """
+        return dict(self.query(_LEASED))
+
+    def at_work(self) -> list[tuple[Member, int]]:
+        """The workers that run, have an open lease and no fault at them; with the jobs they hold.
+
+        Raises:
+            psycopg2.Error: Postgres is away.
+        """
+        held = self.leased()
+        return [(member, held[member.node]) for member in self.free() if member.node in held]
+
+    def free(self) -> list[Member]:
+        """The workers that run and have no fault at them."""
+        return [m for m in self.workers if m.pid is not None and not self.in_hand[m.name]]
+
+    @contextmanager
+    def striking(self, member: Member) -> Iterator[None]:
+        """Let no other fault choose this member meanwhile."""
+        self.in_hand[member.name] += 1
+        try:
+            yield
+        finally:
+            self.in_hand[member.name] -= 1
 
     def _member(self, name: str, pool: str, argv: list[str]) -> Member:
         return self._started(name, pool, [sys.executable, "-m", "worker", *argv])
@@ -225,13 +280,6 @@ class Rig:
         return member
 
 
-def _is_isolated(pid: int) -> bool:
-    try:
-        return b"WORKER_ISOLATED=true" in Path(f"/proc/{pid}/environ").read_bytes()
-    except OSError:
-        return True  # gone
-
-
 @contextmanager
 def started(folder: Path, terms: Terms, seed: str) -> Iterator[Rig]:
     """A running rig in `folder`, and nothing of it left afterwards but its files."""
@@ -241,9 +289,3 @@ def started(folder: Path, terms: Terms, seed: str) -> Iterator[Rig]:
         yield rig
     finally:
         rig.close()
-
-
-def chosen(dice: random.Random, members: list[Member]) -> Member | None:
-    """One of `members` that runs, if any does."""
-    running = [member for member in members if member.pid is not None]
-    return dice.choice(running) if running else None

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from tests.chaos import attempt_rules
+
 #: Every state and the states that may follow it.
 LEGAL: Final = {
     "scheduled": ("queued", "failed", "cancelled"),
@@ -30,6 +32,8 @@ EXPECTED: Final = {
 #: The kinds that kill their process, and the kind whose result nobody keeps.
 KILLERS: Final = ["dying", "dying_once"]
 RESULTLESS: Final = "ignoring"
+#: The kinds that ask for another attempt.
+RETRIERS: Final = ["flaky", "retrying"]
 #: Seconds for which two executions may seem to overlap, the clocks' ties being what they are.
 SLACK: Final = 0.05
 
@@ -48,14 +52,25 @@ TABLES: Final = f"""
     SELECT c.job, c.new_attempt AS attempt, c.new_lease AS lease, c.n, c.t, c.life,
            m.n AS leaving, m.t AS left_at, m.new_state AS left_for, m.by AS left_by, m.xid,
            m.by IN (left(c.new_worker, 63), left(c.new_worker || ' lease', 63)) AS by_holder,
-           m.by LIKE 'celery-ledger keeper%%' AS by_keeper, c.new_worker AS holder
+           m.by LIKE 'celery-ledger keeper%%' AS by_keeper, c.new_worker AS holder,
+           -- attempts that one transaction took from one lease
+           count(*) OVER (PARTITION BY c.new_lease, m.xid) AS beside
     FROM moves c
     LEFT JOIN LATERAL (
         SELECT * FROM moves WHERE job = c.job AND n > c.n AND old_state = 'running'
             AND new_state <> 'running' ORDER BY n LIMIT 1) m ON true
     WHERE c.old_state = 'queued' AND c.new_state = 'running';
     CREATE INDEX ON claims (job, attempt);
+    CREATE INDEX ON claims (lease);
     ANALYZE claims;
+    -- The executions that asked for another attempt, where that was recorded.
+    CREATE TEMP TABLE retries AS
+    SELECT r.job, r.attempt, r.run, r.ended FROM claims c JOIN runs r USING (job, attempt, lease)
+    LEFT JOIN attempts a ON a.job_id = job AND a.number = attempt
+    WHERE how = 'retried' AND (left_for = 'scheduled' OR left_for = 'queued'
+                               AND a.outcome = 'retried');
+    CREATE INDEX ON retries (job);
+    ANALYZE retries;
 """
 
 _LOST: Final = """
@@ -107,7 +122,8 @@ _STALE_WRITE: Final = """
     LEFT JOIN LATERAL (
         SELECT COALESCE(how, 'without an end') || format(', of attempt %%s under %%s',
                                                          runs.attempt, runs.lease) AS told,
-               runs.attempt = c.attempt AND runs.lease = c.lease AND how = 'returned' AS is_it
+               runs.attempt = c.attempt AND runs.lease = c.lease AND how = 'returned'
+               AND ended <= c.left_at + %(slack)s AS is_it
         FROM runs
         WHERE runs.job = found.job
           AND (runs.run = found.run OR found.kind = %(resultless)s AND found.run IS NULL)
@@ -164,16 +180,21 @@ _UNCLAIMED_RUN: Final = """
         AND claims.lease = runs.lease
     WHERE claims.job IS NULL
     UNION ALL
+    SELECT job, format('run %%s of attempt %%s began %%s s before it was granted',
+        run, attempt, round((claims.t - began)::numeric, 3))
+    FROM runs JOIN claims USING (job, attempt, lease) WHERE began < claims.t - %(slack)s
+    UNION ALL
     SELECT job, format('attempt %%s was executed %%s times', attempt, count(*))
     FROM runs GROUP BY job, attempt HAVING count(*) > 1
 """
 
-# One that runs still is reported as a job without an end.
-_UNACCOUNTED: Final = f"""
+# One that runs still is reported as a job without an end, a failure as one without evidence.
+_UNACCOUNTED: Final = """
     SELECT c.job, format('attempt %%s became %%s by %%s and left no outcome',
         c.attempt, c.left_for, c.left_by)
     FROM claims c LEFT JOIN attempts a ON a.job_id = c.job AND a.number = c.attempt
-    WHERE leaving IS NOT NULL AND left_for NOT IN {_FINAL} AND COALESCE(a.outcome, '') = ''
+    WHERE leaving IS NOT NULL AND left_for NOT IN ('succeeded', 'failed')
+      AND COALESCE(a.outcome, '') = ''
 """
 
 _NO_EVIDENCE: Final = """
@@ -226,6 +247,21 @@ _FALSE_RESCUE: Final = """
     WHERE by_keeper AND opened IS NOT NULL AND (ended IS NULL OR ended > left_at)
 """
 
+# What a client has read once, a restart must not undo, not even one that undoes the audit with it.
+_ROLLED_BACK: Final = f"""
+    SELECT DISTINCT said.job, format('it was read as %%s with %%s, and is %%s with %%s', said.state,
+        COALESCE(left(digest, 12), 'no result'), COALESCE(jobs.state, 'not there'),
+        COALESCE(left(encode(sha256(result), 'hex'), 12), 'no result'))
+    FROM said LEFT JOIN jobs ON jobs.id = said.job
+    WHERE event = 'read' AND said.state IN {_FINAL}
+      AND (jobs.state, encode(sha256(result), 'hex')) IS DISTINCT FROM (said.state, digest)
+      AND NOT EXISTS (SELECT FROM moves WHERE moves.job = said.job AND life > 0)
+    UNION ALL
+    SELECT r.job, 'it was accepted, and then not to be found'
+    FROM said r JOIN said a ON a.job = r.job AND a.event = 'accepted' AND a.t < r.t
+    WHERE r.event = 'read' AND r.state = 'missing'
+"""
+
 #: The violations by name, in the order in which they are told.
 RULES: Final = {
     "lost": _LOST,
@@ -241,4 +277,6 @@ RULES: Final = {
     "innocent-condemned": _INNOCENT,
     "wrong-end": _WRONG_END,
     "false-rescue": _FALSE_RESCUE,
+    "rolled-back": _ROLLED_BACK,
+    **attempt_rules.RULES,
 }

@@ -5,9 +5,12 @@ For the tests of the checker. Every session has the name that a real one has.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +21,14 @@ from tests.chaos.history import Journal
 from worker.jobs.job import Fence, Finish
 from worker.jobs.message import new_job
 from worker.jobs.states import State
-from worker.ledger.change import cancel, replay
+from worker.ledger.change import cancel
 from worker.ledger.claim import claim, claim_suspects
 from worker.ledger.database import Ledger
 from worker.ledger.dispatch import dispatch_due
 from worker.ledger.enqueue import enqueue
 from worker.ledger.finish import finish
 from worker.ledger.lease import close_lease, open_lease
+from worker.ledger.read import read
 from worker.ledger.rescue import rescue
 
 CLIENT, KEEPER = "celery-ledger client", "celery-ledger keeper"
@@ -73,15 +77,15 @@ class Stage:
 
     # --- producers
 
-    def accepted(self, kind: str, job: str | None = None, **more: Any) -> str:
+    def accepted(self, kind: str, arguments: dict[str, Any] | None = None, **more: Any) -> str:
         """Enqueue a job and say so; its id."""
-        job = self.enqueued(kind, job, **more)
-        self.producer.note("accepted", job=job, kind=kind, key=more.get("key"))
+        job = self.enqueued(kind, **more)
+        self.producer.note("accepted", job=job, kind=kind, key=more.get("key"), arguments=arguments)
         return job
 
-    def enqueued(self, kind: str, job: str | None = None, **more: Any) -> str:
+    def enqueued(self, kind: str, **more: Any) -> str:
         """Enqueue a job, and say nothing; its id."""
-        new = new_job(f"chaos.{kind}", (), job_id=job or uuid.uuid4().hex, **more)
+        new = new_job(f"chaos.{kind}", (), job_id=uuid.uuid4().hex, **more)
         enqueue(self.ledger(CLIENT), [new])
         return new.id
 
@@ -89,6 +93,20 @@ class Stage:
         """Cancel a job, by a client."""
         cancel(self.ledger(CLIENT), job, "asked")
         self.producer.note("cancelled", job=job)
+
+    def read(self, job: str) -> None:
+        """Read a job back, by a client."""
+        found = read(self.ledger(CLIENT), job)
+        assert found is not None
+        digest = None if found.result is None else hashlib.sha256(found.result).hexdigest()
+        self.producer.note("read", job=job, state=found.state.value, digest=digest)
+
+    @contextmanager
+    def unaudited(self) -> Iterator[None]:
+        """What moves meanwhile leaves no trace in the audit."""
+        self.sql(KEEPER, "ALTER TABLE jobs DISABLE TRIGGER USER")
+        yield
+        self.sql(KEEPER, "ALTER TABLE jobs ENABLE TRIGGER USER")
 
     # --- workers
 
@@ -111,14 +129,20 @@ class Stage:
         return one.fence
 
     def start(
-        self, worker: str, fence: Fence, kind: str, pid: int = 1, **more: Any
+        self,
+        worker: str,
+        fence: Fence,
+        kind: str,
+        pid: int = 1,
+        t: float | None = None,
+        **more: Any,
     ) -> dict[str, Any]:
         """The task's code begins, in the worker or a child; what its end has to say too."""
         said = {
             "job": fence.id, "attempt": fence.attempt, "lease": fence.lease,
-            "run": uuid.uuid4().hex, "kind": kind,
+            "run": uuid.uuid4().hex, "kind": kind, **more,
         }  # fmt: skip
-        self.execution(worker, pid).note("start", **{**said, **more})
+        self.execution(worker, pid).note("start", **said, **({} if t is None else {"t": t}))
         return said
 
     def end(self, worker: str, said: dict[str, Any], how: str = "returned", **more: Any) -> bytes:
@@ -149,6 +173,10 @@ class Stage:
     def retry(self, worker: str, job: str, kind: str) -> None:
         """Claim, execute, ask for another attempt; the keeper queues it."""
         fence, _ = self.run(worker, job, kind, "retried")
+        self.retry_recorded(worker, fence)
+
+    def retry_recorded(self, worker: str, fence: Fence) -> None:
+        """Write that an attempt asked for another one; the keeper queues it."""
         self.finish(worker, Finish(fence, State.SCHEDULED, "retried", error="not yet", delay=0))
         assert dispatch_due(self.ledger(KEEPER), None)
 
@@ -197,6 +225,12 @@ class Stage:
         """The keeper ends what has expired."""
         rescue(self.ledger(KEEPER), None, 3)
 
+    def stop(self, worker: str, seconds: float) -> None:
+        """The nemesis has stopped a worker's processes, and lets them go on."""
+        told = {"fault": "pause-worker", "target": f"{worker}@chaos"}
+        self.nemesis.note("begin", t=time.monotonic() - seconds, **told)
+        self.nemesis.note("end", **told)
+
     def kill(self, worker: str) -> None:
         """The nemesis kills a worker's parent; the keeper rescues its jobs."""
         self.nemesis.note("begin", fault="kill-worker", target=worker)
@@ -204,79 +238,3 @@ class Stage:
         self.die(worker)
         self.nemesis.note("end", fault="kill-worker", target=worker)
         self.rescue()
-
-
-def play_honestly(stage: Stage) -> None:
-    """A run in which everything happens that may, and nothing that must not."""
-    for kind in ("noop", "cpu", "sleep", "large", "parent", "ignoring"):
-        stage.succeed("w1", stage.accepted(kind), kind)
-    for kind in ("flaky", "retrying"):
-        job = stage.accepted(kind)
-        stage.retry("w1", job, kind)
-        stage.succeed("w2", job, kind)
-    job = stage.accepted("failing")
-    stage.fail("w1", job, "failing")
-    replay(stage.ledger(CLIENT), job)
-    stage.fail("w2", job, "failing")
-    _rescue_of_long_jobs(stage)
-    _poison(stage)
-    _cancels(stage)
-    _unsure_enqueues(stage)
-    _drain(stage)
-    stage.producer.note("begins", road="client", rate=1)  # what the checker does not know
-    with (stage.folder / "execution-killed-1.jsonl").open("ab") as file:
-        file.write(b'{"t": 1, "event": "sta')  # cut by the kill
-
-
-def _rescue_of_long_jobs(stage: Stage) -> None:
-    """One job is killed while it runs, another runs on in a stopped process: a zombie."""
-    killed, stopped = stage.accepted("long"), stage.accepted("gil")
-    stage.start("killed", stage.claim("killed", killed), "long")
-    zombie = stage.start("stopped", stage.claim("stopped", stopped), "gil")
-    stage.kill("killed")
-    stage.die("stopped")
-    stage.rescue()
-    alone = [stage.claim_alone(f"alone-{number}") for number in (1, 2)]
-    stage.end("stopped", zombie)  # nobody takes its result
-    for number, fence in enumerate(alone, 1):
-        kind = "long" if fence.id == killed else "gil"
-        said = stage.start(f"alone-{number}", fence, kind)
-        stage.finish(f"alone-{number}", success(fence, stage.end(f"alone-{number}", said)))
-
-
-def _poison(stage: Stage) -> None:
-    """Its child dies thrice; another dies once, and then not."""
-    job = stage.accepted("dying")
-    for loss in (1, 2, 3):
-        stage.lose_child("w1", job, "dying", poison=loss == 3)
-    job = stage.accepted("dying_once")
-    stage.lose_child("w1", job, "dying_once")
-    stage.succeed("w2", job, "dying_once")
-
-
-def _cancels(stage: Stage) -> None:
-    """Cancelled while it waits, and while it runs, which it goes on to do for a while."""
-    stage.cancelled(stage.accepted("noop"))
-    job = stage.accepted("sleep")
-    said = stage.start("w1", stage.claim("w1", job), "sleep")
-    stage.cancelled(job)
-    stage.end("w1", said)
-
-
-def _unsure_enqueues(stage: Stage) -> None:
-    """One has arrived, one has arrived under its key, one has not, one was refused."""
-    for key in (None, "k1"):
-        job = stage.enqueued("noop", key=key)
-        told = None if key else job
-        stage.producer.note("unsure", job=told, kind="noop", key=key, error="away")
-        stage.succeed("w2", job, "noop")
-    stage.producer.note("unsure", job="never", kind="noop", key=None, error="away")
-    stage.producer.note("refused", kind="noop", key="k2", error="too large")
-
-
-def _drain(stage: Stage) -> None:
-    """A worker leaves while a job runs in it, which is given back and run by another."""
-    job = stage.accepted("sleep")
-    stage.start("leaving", stage.claim("leaving", job), "sleep")
-    stage.leave("leaving")
-    stage.succeed("w1", job, "sleep")

@@ -10,19 +10,33 @@ from pathlib import Path
 import psycopg2
 import pytest
 
-from tests.chaos import audit, checker, planted_runs, rules
+from tests.chaos import (
+    audit,
+    checker,
+    planted,
+    planted_attempts,
+    planted_logs,
+    planted_runs,
+    rules,
+)
 from tests.chaos.checker import check
 from tests.chaos.clock import Clock
 from tests.chaos.counts import outages
 from tests.chaos.history import Journal
+from tests.chaos.honest import play_honestly
 from tests.chaos.planted import Plant
-from tests.chaos.staged import Stage, play_honestly
+from tests.chaos.staged import Stage
 from tests.servers import Databases
 
 HERE = Path(__file__).parent
-PLANTS = planted_runs.PLANTS  # those of `planted`, and its own
+PLANTS = planted.PLANTS
+# Each of these has enlisted its own.
+assert planted_attempts and planted_logs and planted_runs
 #: What the judge is made of.
-JUDGE = ("history", "audit", "checker", "clock", "counts", "evidence", "report", "rules")
+JUDGE = (
+    "history", "audit", "attempt_rules", "believed", "checker", "clock", "counts", "evidence",
+    "report", "rules",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +65,11 @@ def empty(url: str) -> None:
             "SELECT tablename FROM pg_tables"
             " WHERE schemaname = 'public' AND tablename <> 'alembic_version'"
         )
-        tables = ", ".join(name for (name,) in cursor.fetchall())
-        cursor.execute(f"TRUNCATE {tables} RESTART IDENTITY")
+        tables = [name for (name,) in cursor.fetchall()]
+        # Without triggers, the audit's among them; thirty times as fast as TRUNCATE, which makes
+        # new files. A replica checks no foreign keys.
+        cursor.execute("SET LOCAL session_replication_role = replica")
+        cursor.execute(";".join(f"DELETE FROM {table}" for table in tables))
     connection.close()
 
 
@@ -74,6 +91,19 @@ def test_a_planted_violation_is_caught_by_its_name(
     report = check(stage.folder, stage.url)
 
     assert set(report.violations) == names, report.text()
+
+
+def test_what_a_process_was_about_to_start_when_it_was_stopped_is_forgiven(stage: Stage) -> None:
+    begun, dropped = (stage.claim("stopped", stage.accepted("sleep")) for _ in range(2))
+    stage.die("stopped")
+    stage.rescue()
+    for name in ("next-1", "next-2"):
+        stage.rerun(name, "sleep")
+    stage.stop("stopped", 60)
+    stage.end("stopped", stage.start("stopped", begun, "sleep"))
+
+    assert dropped.id not in (stage.folder / "execution-stopped-1.jsonl").read_text()
+    assert check(stage.folder, stage.url).is_clean
 
 
 def test_every_rule_has_a_plant() -> None:
@@ -146,7 +176,6 @@ def test_the_counts_of_an_honest_run(stage: Stage) -> None:
             "unflushed": {"min": 70, "median": 70, "max": 70},
         }
     )
-    assert set(counts["seconds_from_fault_to_next_claim"]) == {"kill-worker"}
     json.dumps(counts)
 
 
@@ -166,8 +195,8 @@ def test_the_rate_is_taken_while_producers_are_at_it_and_no_store_is_away(stage:
 
     rates = check(stage.folder, stage.url, examples=0).counts["accepted_per_second"]
 
-    assert rates["windows"] == 2
-    assert (rates["min"], rates["max"]) == pytest.approx((100, 100), abs=0.2)
+    assert rates["windows"] == 7  # three before the outage, four after it
+    assert (rates["min"], rates["max"]) == pytest.approx((100, 200), abs=0.5)
 
 
 def test_outages_of_several_stores_are_told_as_one() -> None:

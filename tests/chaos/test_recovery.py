@@ -16,7 +16,7 @@ from tests.processes import Processes
 def test_each_job_of_a_killed_worker_runs_again(processes: Processes, tmp_path: Path) -> None:
     # Given the program, with a short lease and without stock Celery
     report = tmp_path / "report.json"
-    argv = ["--kills", "2", "--stock-kills", "0", "--lease", "2", "--seed", "7"]
+    argv = ["--kills", "2", "--stock-kills", "0", "--lease", "2", "--seed", "7", "--settle", "0"]
     program = processes(
         [sys.executable, "-m", "tests.chaos.recovery", *argv, "--json", str(report)]
     )

@@ -18,12 +18,24 @@ class Wire(Proxy):
 
     def __init__(self, url: str, distance: float) -> None:
         super().__init__(url)
-        self._distance = self.seconds = distance
+        self._distance = self.usual = self.seconds = distance
 
     def heal(self) -> None:
         """Forward again, at the distance."""
         super().heal()
         self.seconds = self._distance
+
+    def spares(self, statement: str) -> bool:
+        """What was only read, or set up, has lost nothing with its reply."""
+        return statement.startswith("SELECT ")
+
+    def what_dropped(self) -> str | None:
+        """The statement whose COMMIT lost its reply, as `drop_reply_after_next_commit` asked."""
+        return self.dropped_statement if self.dropped.is_set() else None
+
+    def harm(self) -> int:
+        """How often the network was felt so far."""
+        return self.harmed
 
 
 def main() -> None:
@@ -36,10 +48,8 @@ def main() -> None:
         if do == "make":
             wires[name] = Wire(**command)
             answer = wires[name].url
-        elif do == "has_dropped":
-            answer = wires[name].dropped.is_set()
         else:
-            getattr(wires[name], do)(**command)
+            answer = getattr(wires[name], do)(**command)
         print(json.dumps(answer), flush=True)
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import redis
+from sqlalchemy import text
 
 from tests.keeper.conftest import posted
 from tests.ledger import given
@@ -24,6 +25,7 @@ from worker.keeper.keeper import Duty, Post
 from worker.keeper.rescuer import BROKEN_CHAIN, Rescuer, boot_time
 from worker.keeper.restorer import Restorer
 from worker.keeper.ringer import Ringer
+from worker.ledger.database import Ledger
 from worker.ledger.enqueue import enqueue
 from worker.ledger.finish import finish
 from worker.ledger.read import read
@@ -376,6 +378,59 @@ def test_the_rescuer_starts_over_after_an_outage(
     rescuer.run(post)
 
     assert given.state_of(post.ledger, "a") is State.RUNNING
+
+
+def test_the_rescuer_starts_over_when_only_its_table_was_locked(
+    post: Post, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a lease that expires while nobody gets at the workers' table, as in a VACUUM FULL
+    clock = [1000.0]
+    monkeypatch.setattr(rescuer_module, "boot_time", lambda: clock[0])
+    rescuer = Rescuer()
+    for _ in range(10):
+        rescuer.run(post)
+        clock[0] += 0.25
+    fence = given.running(post.ledger, "a")
+    given.expire(post.ledger, fence.lease)
+    hurried = Ledger(post.settings.database_url.get_secret_value(), connect_timeout=0.25)
+    with post.ledger.transaction() as connection:
+        connection.execute(text("LOCK TABLE workers"))
+        with pytest.raises(LedgerUnavailable):
+            rescuer.run(replace(post, ledger=hurried))
+    hurried.close()
+
+    # When it is free again
+    clock[0] += 0.25
+    rescuer.run(post)
+
+    # Then its worker has a lease's time to renew
+    assert given.state_of(post.ledger, "a") is State.RUNNING
+
+
+def test_a_keeper_that_leads_again_looks_for_what_another_condemned(
+    post: Post, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a rescuer that has looked back, and then did not lead for a while
+    clock = [1000.0]
+    monkeypatch.setattr(rescuer_module, "boot_time", lambda: clock[0])
+    rescuer = Rescuer()
+
+    def watch() -> None:
+        for _ in range(10):
+            rescuer.run(post)
+            clock[0] += 0.25
+
+    watch()
+    # and another one that condemned a job meanwhile and died
+    poison_at_once(post, CHAIN)
+    assert rescue(post.ledger, post.leadership, 1).poisoned == ("a",)
+    clock[0] += 60
+
+    # When it leads again
+    watch()
+
+    # Then it ends the chain
+    assert given.state_of(post.ledger, "last") is State.FAILED
 
 
 def test_after_a_restart_of_postgres_nobody_is_rescued_in_haste(

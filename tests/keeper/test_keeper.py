@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
+from sqlalchemy import text
 
 from tests.ledger import given
 from tests.processes import Processes
@@ -135,6 +136,53 @@ def test_a_whole_keeper_rescues_dispatches_and_rings(
             return found == {"due", "unrung"}
 
         given.until(both)
+
+
+def test_a_cancelled_statement_does_not_end_the_keeper(settings: Settings, ledger: Ledger) -> None:
+    with kept(settings) as keeper:
+        given.until(lambda: keeper.leads)
+        # When somebody cancels the statement that extends the lead
+        with ledger.transaction() as connection:
+            connection.execute(text("LOCK TABLE leaders"))
+            given.until(
+                lambda: ledger.execute(
+                    "SELECT pg_cancel_backend(pid) FROM pg_stat_activity"
+                    " WHERE datname = current_database() AND wait_event_type = 'Lock'"
+                )
+            )
+            given.until(lambda: not keeper.leads)
+        # Then it leads again
+        given.until(lambda: keeper.leads)
+
+
+def test_a_fault_in_taking_the_lead_does_not_end_the_keeper(
+    settings: Settings, ledger: Ledger
+) -> None:
+    with kept(settings) as keeper:
+        given.until(lambda: keeper.leads)
+        ledger.execute("ALTER TABLE leaders RENAME COLUMN holder TO somebody")
+        given.until(lambda: not keeper.leads)
+        given.until(keeper.health.ready)
+        ledger.execute("ALTER TABLE leaders RENAME COLUMN somebody TO holder")
+        given.until(lambda: keeper.leads)
+
+
+def test_a_round_that_takes_too_long_gets_more_time(
+    settings_for: Callable[..., Settings], ledger: Ledger
+) -> None:
+    # Given a Postgres that takes longer over each dispatch than an answer may
+    ledger.execute("""
+        CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN PERFORM pg_sleep(3); RETURN NEW; END $$
+    """)
+    ledger.execute("""
+        CREATE TRIGGER dawdle BEFORE UPDATE ON jobs
+        FOR EACH ROW WHEN (NEW.state = 'queued') EXECUTE FUNCTION dawdle()
+    """)
+    given.enqueued(ledger, "a", delay=0.1)
+
+    with kept(settings_for(connect_timeout_seconds=1.0), *all_duties()):
+        given.until(lambda: given.state_of(ledger, "a") is State.QUEUED, 2 * given.PATIENCE)
 
 
 @pytest.fixture

@@ -189,6 +189,53 @@ def test_what_must_run_alone_waits_its_turn(ledger: Ledger) -> None:
     assert claim_more(ledger, given.lease(ledger, isolated=True)) == ["b"]
 
 
+@pytest.mark.parametrize("level", [1, 2])
+def test_a_claim_of_suspects_whose_reply_is_lost_is_neither_lost_nor_doubled(
+    ledger: Ledger, proxy: Proxy, open_ledger: Callable[..., Ledger], level: int
+) -> None:
+    # Given four suspects, and a network that swallows the reply to the next COMMIT
+    suspects(ledger, *"abcd")
+    dispatched(ledger, *"abcd")
+    ledger.execute("UPDATE jobs SET suspicion = :level", {"level": level})
+    lease = given.lease(ledger, isolated=True)
+    door = given.connected(open_ledger(proxy.url))
+    proxy.drop_reply_after_next_commit()
+
+    # When a process with two children claims through it
+    found = claim_suspects(door, lease, ["celery"], 2, idle=True, known=())
+
+    # Then it knows what it holds, and holds no more than it can run
+    assert proxy.dropped.is_set()
+    assert [one.fence.id for one in found] == (["a", "b"] if level == 1 else ["a"])
+    assert held(ledger, lease) == {(one.fence.id, one.fence.attempt) for one in found}
+
+
+def test_suspects_that_an_outage_cut_off_are_found_before_others_are_claimed(
+    ledger: Ledger, proxy: Proxy, open_ledger: Callable[..., Ledger]
+) -> None:
+    # Given a process that runs one suspect; its claim of two more is committed, and then an outage
+    suspects(ledger, *"abcde")
+    dispatched(ledger, *"abcde")
+    lease = given.lease(ledger, isolated=True)
+    door = open_ledger(proxy.url)
+    assert len(claim_suspects(door, lease, ["celery"], 1, idle=True, known=())) == 1
+    proxy.drop_reply_after_next_commit()
+    proxy.refusing = True
+    with pytest.raises(LedgerUnavailable):
+        claim_suspects(door, lease, ["celery"], 2, idle=False, known=["a"])
+    given.until(lambda: len(held(ledger, lease)) == 3)
+
+    def claim_with(most: int, *known: str) -> list[str]:
+        found = claim_suspects(door, lease, ["celery"], most, idle=False, known=known)
+        return [one.fence.id for one in found]
+
+    # When the ledger is back, then it gets these, as many as it has children for, and others later
+    proxy.heal()
+    assert claim_with(1, "a") == ["b"]
+    assert claim_with(3, "a", "b") == ["c"]
+    assert claim_with(3, "a", "b", "c") == ["d", "e"]
+
+
 def test_a_claim_says_how_often_the_job_was_lost(ledger: Ledger) -> None:
     given.enqueued(ledger, "a", "b")
     ledger.execute("UPDATE jobs SET lost = 2, suspicion = CASE id WHEN 'b' THEN 1 ELSE 0 END")

@@ -1,22 +1,35 @@
 from __future__ import annotations
 
+import os
+import socket
+import threading
 import time
 import traceback
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
+from typing import Any
 
 import pytest
+from alembic import command
+from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from tests.ledger import given
+from tests.ledger.test_migrate import as_setting
+from tests.ledger.test_schema import emptied, ledger_at
 from tests.proxy import Proxy
+from tests.servers import Databases
 from worker.errors import LedgerError, LedgerUnavailable
 from worker.jobs.job import Finish, Message
 from worker.jobs.states import State
-from worker.ledger.database import Ledger, Refused
+from worker.ledger import migrate as migrate_module
+from worker.ledger import silence
+from worker.ledger.database import Ledger, NotDone, Refused
 from worker.ledger.enqueue import enqueue
 from worker.ledger.finish import finish
+from worker.ledger.migrate import check_schema, migrate
+from worker.ledger.silence import Patience, patient
 
 SECRET = "s3cret"
 
@@ -119,6 +132,92 @@ def test_a_migration_may_take_longer_than_any_answer(url: str) -> None:
         assert len(door.execute("SELECT pg_sleep(2.5)")) == 1
     with (
         closing(Ledger(url, connections=1, connect_timeout=1.0)) as door,
-        pytest.raises(LedgerUnavailable, match="has not answered for 2 s"),
+        pytest.raises(NotDone, match="statement timeout"),
     ):
         door.execute("SELECT pg_sleep(2.5)")
+
+
+@pytest.mark.parametrize(
+    "state", ["57014", "55P03", "58030", "58P01", "XX000", "XX001", "57P01", "53100"]
+)
+def test_what_postgres_reports_as_its_own_trouble_is_no_fault_of_ours(
+    ledger: Ledger, state: str
+) -> None:
+    with pytest.raises(LedgerUnavailable):
+        ledger.execute(f"DO $$ BEGIN RAISE EXCEPTION 'trouble' USING ERRCODE = '{state}'; END $$")
+
+
+def test_a_statement_that_takes_too_long_leaves_nothing_behind(
+    ledger: Ledger, open_ledger: Callable[..., Ledger]
+) -> None:
+    # Given a transaction that holds a lock, and a statement in it that takes too long
+    door = open_ledger(timeout=1.0)
+    given.enqueued(ledger, "a")
+    with pytest.raises(NotDone), door.transaction() as connection:
+        connection.execute(text("UPDATE jobs SET task = 'b' WHERE id = 'a'"))
+        connection.execute(text("SELECT pg_sleep(600)"))
+
+    # Then nobody waits for the lock
+    ledger.execute("SELECT id FROM jobs WHERE id = 'a' FOR UPDATE NOWAIT")
+
+
+def test_patience_is_for_the_block_and_the_thread(open_ledger: Callable[..., Ledger]) -> None:
+    door = open_ledger(timeout=1.0)
+    with patient(2):
+        assert len(door.execute("SELECT pg_sleep(3)")) == 1
+    (row,) = door.execute("SELECT current_setting('statement_timeout') AS bound")
+    assert row.bound == "2s"
+
+
+def test_an_operators_own_shorter_limit_stays(
+    ledger: Ledger, open_ledger: Callable[..., Ledger]
+) -> None:
+    (row,) = ledger.execute("SELECT current_database() AS name")
+    for own, bound in (("300ms", "300ms"), ("1h", "10s"), ("0", "10s")):
+        ledger.execute(f"ALTER DATABASE \"{row.name}\" SET statement_timeout = '{own}'")
+        (found,) = open_ledger().execute("SELECT current_setting('statement_timeout') AS bound")
+        assert found.bound == bound
+
+
+def test_a_descriptor_that_is_somebody_elses_by_now_is_left_alone(url: str) -> None:
+    # Given a watched connection, whose descriptor another socket has got meanwhile
+    address = url.replace("+psycopg2", "")
+    connection: Any = Patience(5.0).connection(address)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        os.dup2(ours.fileno(), connection.fileno())
+
+        # When the watch would shut it
+        silence._shut(connection)
+
+        # Then that one still works
+        ours.send(b"alive")
+        assert theirs.recv(5) == b"alive"
+    connection.close()
+
+
+def test_a_migration_does_not_keep_others_waiting_behind_it(databases: Databases) -> None:
+    # Given an old schema, and somebody who reads a table of it for long
+    address = emptied(databases)
+    door, other = ledger_at(address), ledger_at(address)
+    with door.transaction() as connection:
+        config = migrate_module._config()
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+    migrating = threading.Thread(target=migrate, args=(as_setting(address),))
+    with door.transaction() as reader:
+        reader.execute(text("SELECT count(*) FROM jobs"))
+
+        # When it is migrated
+        migrating.start()
+        given.until(lambda: given.waits_for_a_lock(other))
+
+        # Then others that come for the table have their turn
+        assert len(other.execute("SELECT count(*) FROM jobs")) == 1
+        assert migrating.is_alive()
+
+    # And the migration has its own when the reader is gone
+    given.join([migrating])
+    check_schema(other)
+    door.close()
+    other.close()

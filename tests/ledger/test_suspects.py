@@ -7,7 +7,7 @@ from worker.ledger.claim import claim_suspects
 from worker.ledger.database import Ledger
 from worker.ledger.finish import finish
 from worker.ledger.rescue import rescue
-from worker.ledger.suspects import Wanted, wanted
+from worker.ledger.suspects import LATE, Wanted, wanted
 
 
 def suspects(ledger: Ledger, *ids: str, level: int = 1) -> None:
@@ -88,10 +88,10 @@ def test_what_runs_under_an_overdue_lease_wants_places_before_it_expires(ledger:
     mine, other = given.lease(ledger), given.lease(ledger)
     given.claimed(ledger, *"abc", lease_id=other)
 
-    # When it has not renewed for less than half of its lease, nothing is wanted; for more, all
-    late(ledger, other, 7)
+    # When a renewal is not late by more than a second, nothing is wanted; if it is, all
+    late(ledger, other, 15 / 3 + LATE - 0.5)
     assert lacks(ledger, mine) == (0, 0)
-    late(ledger, other, 8)
+    late(ledger, other, 15 / 3 + LATE)
     assert lacks(ledger, mine) == (3, 0)
 
     # Then a process that is there in time is enough, before the rescue and after it
@@ -101,6 +101,19 @@ def test_what_runs_under_an_overdue_lease_wants_places_before_it_expires(ledger:
     assert lacks(ledger, mine) == (0, 0)
     rescue(ledger, None, 3)
     assert lacks(ledger, mine) == (0, 0)
+
+
+def test_a_short_lease_is_overdue_at_half_of_it(ledger: Ledger) -> None:
+    mine, other = given.lease(ledger), given.lease(ledger)
+    given.claimed(ledger, "a", lease_id=other)
+
+    for ago, slots in ((0.8, 0), (1.1, 1)):
+        ledger.execute(
+            "UPDATE workers SET renewed_at = clock_timestamp() - :ago * interval '1 s',"
+            " expires_at = clock_timestamp() + (2 - :ago) * interval '1 s' WHERE lease = :lease",
+            {"ago": ago, "lease": other},
+        )
+        assert lacks(ledger, mine) == (slots, 0)
 
 
 def test_what_runs_in_an_overdue_isolated_process_wants_to_run_alone(ledger: Ledger) -> None:

@@ -379,3 +379,50 @@ def test_a_release_and_the_next_attempts_end_in_one_batch_keep_their_order(
     assert (told.written, told.stale) == (["a"], ["a"])
     assert given.state_of(ledger, "a") is State.SCHEDULED
     writer.stop()
+
+
+def slow(ledger: Ledger, seconds: float) -> None:
+    """Let Postgres take so long over each end."""
+    ledger.execute(f"""
+        CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN PERFORM pg_sleep({seconds}); RETURN NEW; END $$
+    """)
+    ledger.execute("""
+        CREATE TRIGGER dawdle BEFORE UPDATE ON jobs
+        FOR EACH ROW WHEN (NEW.state = 'succeeded') EXECUTE FUNCTION dawdle()
+    """)
+
+
+def test_a_batch_that_postgres_cannot_do_in_time_is_written_in_parts(
+    ledger: Ledger, open_ledger: Callable[..., Ledger], told: Written
+) -> None:
+    # Given ends that take far longer together than an answer may
+    ids = [f"j{number:02}" for number in range(12)]
+    fences = [one.fence for one in given.claimed(ledger, *ids)]
+    slow(ledger, 0.25)
+    writer = Writer(open_ledger(timeout=0.5), told)
+    for fence in fences:
+        writer.put(given.success(fence))
+
+    # Then all of them are written, in their order
+    writer.start()
+    assert writer.flush(3 * given.PATIENCE)
+    assert told.written == ids
+    assert max(told.batches) <= 4
+    assert not writer.failing
+    writer.stop()
+
+
+def test_an_end_that_takes_longer_than_an_answer_may_is_waited_for(
+    ledger: Ledger, open_ledger: Callable[..., Ledger], told: Written
+) -> None:
+    fence = given.running(ledger, "a")
+    slow(ledger, 1.5)
+    writer = Writer(open_ledger(timeout=0.5), told)
+    writer.start()
+    writer.put(given.success(fence))
+
+    assert writer.flush(2 * given.PATIENCE)
+    assert told.written == ["a"]
+    assert given.state_of(ledger, "a") is State.SUCCEEDED
+    writer.stop()

@@ -20,7 +20,8 @@ from worker.ledger.finish import finish
 from worker.ledger.lease import open_lease
 from worker.ledger.read import counts, read
 from worker.runtime.claims import Claims, Phase
-from worker.runtime.fetch import DoorbellSource, SuspectSource
+from worker.runtime.fetch import DoorbellSource
+from worker.runtime.suspects import SuspectSource
 from worker.settings import Settings
 from worker.stack.postgres import PostgresServer
 

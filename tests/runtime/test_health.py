@@ -18,6 +18,7 @@ from worker.ledger.writer import Writer
 from worker.runtime.claims import Claims, Phase
 from worker.runtime.health import Health
 from worker.settings import Settings
+from worker.telemetry.watchdog import Watchdog
 
 FENCE = Fence("job", 1, "lease")
 
@@ -31,7 +32,9 @@ class Patient:
         self.controller = SimpleNamespace(pool=object())
         self.drain = SimpleNamespace(is_draining=False)
         self.lease = SimpleNamespace(is_held=True)
+        self.owns_process = True
         self.still = False
+        self.hears_redis = True
         self.fetcher = SimpleNamespace(
             is_paused=False, trouble=None, stands_still=lambda seconds: self.still
         )
@@ -47,6 +50,8 @@ class Patient:
         self.health._asked = self.health.watchdog.now()  # the lease's thread goes on
         if renewed:
             self.health.answered()
+        if self.hears_redis:
+            self.health._rung = self.health.watchdog.now()
         return self.health._faults()
 
 
@@ -61,6 +66,15 @@ def test_a_loop_that_turns_no_more_is_a_fault(patient: Patient) -> None:
     assert patient.time_passes(1) == [f"The event loop has not turned for over {limit:g} s."]
     patient.health.turned()
     assert patient.time_passes(0) == []
+
+
+def test_a_loop_that_a_call_to_redis_may_keep_has_longer(patient: Patient) -> None:
+    # Given a Redis that nobody hears, though the broker connection is not known to be lost
+    patient.hears_redis = False
+    limit = patient.health.call_limit
+    assert patient.time_passes(limit) == []
+    # Then such a call has had its time too
+    assert patient.time_passes(1) == [f"The event loop has not turned for over {limit:g} s."]
 
 
 @pytest.mark.parametrize("reason", ["Redis is away", "Postgres is away", "draining", "starting"])
@@ -159,6 +173,33 @@ def test_a_wedged_worker_does_not_renew_and_knows_whether_postgres_answers(
     patient.health.watchdog._ran += 1000
     assert not patient.health.may_renew(ledger)
     assert patient.health._since_answer() == 0, "Postgres answered: the fault is its own"
+
+
+def test_what_is_wedged_does_not_end_a_process_that_is_somebody_elses() -> None:
+    # Given a fault that lasts, in a process of which the worker is a guest
+    asked = threading.Semaphore(0)
+
+    def may_end() -> bool:
+        asked.release()
+        return False
+
+    watchdog = Watchdog(lambda: ["The loop stands still."], 0.0, may_end)
+    watchdog.start()
+    # Then it is told, again and again, and the process goes on
+    for _ in range(3):
+        assert asked.acquire(timeout=30)
+        assert watchdog.faults == ("The loop stands still.",)
+    watchdog.stop()
+
+
+def test_a_writer_that_waits_longer_for_an_answer_has_longer(ledger: Ledger) -> None:
+    writer = Writer(ledger, lambda *_: None)
+    writer.put(Finish(FENCE, State.SUCCEEDED, "succeeded"))
+    writer._effort.times = 4
+    writer._progress -= 30
+    assert not writer.is_stalled(10)
+    writer._progress -= 30
+    assert writer.is_stalled(10)
 
 
 def test_a_writer_that_was_idle_for_long_has_not_stalled(ledger: Ledger) -> None:

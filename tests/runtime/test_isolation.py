@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -15,17 +16,34 @@ from worker.ledger.lease import open_lease
 from worker.ledger.suspects import Wanted
 from worker.runtime import isolation as isolation_module
 from worker.runtime.claims import Claims
-from worker.runtime.isolation import FEWEST, LOOKS, TURN, Isolation, patience
+from worker.runtime.drain import GONE, ISOLATED_GONE
+from worker.runtime.isolation import (
+    FEWEST,
+    LOOKS,
+    MOST,
+    TURN,
+    Isolation,
+    Origin,
+    patience,
+    pod_of,
+)
 from worker.settings import Settings
 
 
 class Watch(Isolation):
     """A worker's watch, driven by hand, that notes what it would start."""
 
-    def __init__(self, ledger: Ledger, slots: int) -> None:
+    def __init__(self, settings: Settings, ledger: Ledger, slots: int) -> None:
         self.started: list[int] = []
         lease = open_lease(ledger, "w", ["celery"], 600)
-        super().__init__(ledger, lambda: ["celery"], Claims(lambda: slots), lambda: lease, False)
+        super().__init__(
+            ledger,
+            lambda: ["celery"],
+            Claims(lambda: slots),
+            lambda: lease,
+            settings,
+            "pod",
+        )
 
     def _spawn(self, children: int) -> None:
         self.started.append(children)
@@ -49,21 +67,22 @@ def suspects(ledger: Ledger, count: int, level: int = 1) -> None:
 
 
 @pytest.mark.parametrize(
-    ("slots", "waiting", "children"), [(16, 12, 12), (16, 300, 16), (16, 1, FEWEST), (2, 5, 2)]
+    ("slots", "waiting", "children"),
+    [(16, 12, 12), (16, 300, 16), (16, 1, FEWEST), (2, 5, 2), (200, 300, MOST), (200, 9, 9)],
 )
 def test_a_process_gets_as_many_children_as_suspects_want_and_the_worker_has(
-    ledger: Ledger, slots: int, waiting: int, children: int
+    settings: Settings, ledger: Ledger, slots: int, waiting: int, children: int
 ) -> None:
-    watch = Watch(ledger, slots)
+    watch = Watch(settings, ledger, slots)
     suspects(ledger, waiting)
 
     assert watch.looks(LOOKS - 1) == []
     assert watch.looks(1) == [children]
 
 
-def test_it_takes_looks_in_a_row(ledger: Ledger) -> None:
+def test_it_takes_looks_in_a_row(settings: Settings, ledger: Ledger) -> None:
     # Given a worker that is late
-    watch = Watch(ledger, 4)
+    watch = Watch(settings, ledger, 4)
     late = open_lease(ledger, "late", ["celery"], 600)
     job = new_job("test.add", [1, 1])
     enqueue(ledger, [job])
@@ -89,10 +108,10 @@ def test_it_takes_looks_in_a_row(ledger: Ledger) -> None:
 
 
 def test_an_outage_between_two_looks_begins_them_anew(
-    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given a watch that has seen suspects, and then Postgres away
-    watch = Watch(ledger, 4)
+    watch = Watch(settings, ledger, 4)
     suspects(ledger, 1)
     watch._looks = LOOKS - 1
 
@@ -124,3 +143,30 @@ def test_an_outage_between_two_looks_begins_them_anew(
 )
 def test_only_as_many_workers_start_at_once_as_processes_lack(lack: Wanted, turns: int) -> None:
     assert patience(lack, 16) == turns * TURN
+
+
+def test_a_worker_with_more_slots_than_a_process_has_children_needs_others_beside_it() -> None:
+    assert patience(Wanted(slots=4 * MOST, alone=0, rank=3), 200) == 0
+    assert patience(Wanted(slots=3 * MOST, alone=0, rank=3), 200) == TURN
+
+
+@pytest.mark.parametrize("drain", [0.0, 1.0, 30.0])
+def test_an_isolated_process_knows_its_worker_and_is_gone_before_it_is_killed(
+    settings_for: Callable[..., Settings], ledger: Ledger, drain: float
+) -> None:
+    worker = Watch(settings_for(drain_seconds=drain), ledger, 4)
+
+    made = worker._environment(3)
+
+    origin = Origin.read(made["WORKER_ISOLATED"])
+    assert origin == Origin(os.getpid(), "pod") and str(origin) == made["WORKER_ISOLATED"]
+    isolated = settings_for(isolated=made["WORKER_ISOLATED"])
+    assert pod_of(isolated) == "pod" and isolated.pool == "prefork"
+    assert made["WORKER_CONCURRENCY"] == "3"
+    left = float(made["WORKER_DRAIN_SECONDS"])
+    assert left == 0 or left + GONE < drain + ISOLATED_GONE
+
+
+def test_workers_with_the_same_host_and_pid_are_not_the_same_pod(settings: Settings) -> None:
+    # As with `hostNetwork`, or after the restart of a container
+    assert pod_of(settings) != pod_of(settings)

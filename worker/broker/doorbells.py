@@ -16,7 +16,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from worker.broker import scripts
+from worker.broker import scripts, stock
 from worker.errors import BrokerRefused, BrokerUnavailable, InvalidSettings
 from worker.jobs.job import Ring
 from worker.jobs.queues import SEPARATOR
@@ -178,6 +178,15 @@ class Doorbells:
         """Put back what was popped over `older_than` seconds ago and never became a row."""
         with translated():
             return int(self._restore(keys=[UNACKED, UNACKED_INDEX], args=[older_than, BATCH]))
+
+    def restore_stock(self, older_than: float) -> int:
+        """Put back what consumers without the ledger popped so long ago; see `stock.restore`."""
+        with translated():
+            return stock.restore(
+                self._redis,
+                older_than,
+                lambda noted, why: self.quarantine(Popped(stock.UNACKED, noted, ""), why),
+            )
 
     def quarantine(self, item: Popped, reason: str) -> None:
         """Keep an entry that nobody can read where operators can see it, and acknowledge it."""

@@ -53,6 +53,34 @@ end
 return out
 """
 
+#: KEYS: kombu's unacked hash and its index. ARGV: age in seconds, how many. Returns tag, what is
+#: noted, flat: the first popped last, because each is put back before the one that was put there.
+STOCK_OLD: Final = """
+local now = redis.call('TIME')
+local limit = now[1] + now[2] / 1000000 - tonumber(ARGV[1])
+local tags = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', limit, 'LIMIT', 0, tonumber(ARGV[2]))
+local out = {}
+for i = #tags, 1, -1 do
+    out[#out + 1] = tags[i]
+    out[#out + 1] = redis.call('HGET', KEYS[1], tags[i])
+end
+return out
+"""
+
+#: KEYS: as above. ARGV: age in seconds, a tag, then list and entry as often as there are lists.
+#: Nothing if the entry is gone, or is younger now: somebody has put it back, and it was popped
+#: again. The pushes come first: one that Redis refuses must not lose what is noted.
+STOCK_BACK: Final = """
+local now = redis.call('TIME')
+local limit = now[1] + now[2] / 1000000 - tonumber(ARGV[1])
+local score = redis.call('ZSCORE', KEYS[2], ARGV[2])
+if not score or tonumber(score) > limit then return 0 end
+for i = 3, #ARGV, 2 do redis.call('RPUSH', ARGV[i], ARGV[i + 1]) end
+redis.call('HDEL', KEYS[1], ARGV[2])
+redis.call('ZREM', KEYS[2], ARGV[2])
+return 1
+"""
+
 #: KEYS: the unacked hash and its index. ARGV: age in seconds, how many. By Redis's own clock:
 #: a worker's clock an hour ahead would put back everybody's entries.
 RESTORE: Final = """

@@ -39,10 +39,11 @@ class _PatientPing:
 
 
 class QoS(kombu_redis.QoS):  # type: ignore[misc] # kombu is not typed
-    """kombu's bookkeeping of unacknowledged messages, of which a durable app has none."""
+    """kombu's bookkeeping of unacknowledged messages: of a durable app those of its own consumers,
+    which a `ConsumerStep` adds; its jobs are acknowledged when they are rows."""
 
     def restore_visible(self, *args: Any, **kwargs: Any) -> None:
-        """Restore nothing: the keeper does it, by Redis's clock.
+        """Restore nothing: the keeper's `Restorer` does it for kombu's keys too, by Redis's clock.
 
         kombu would when a worker connects, by the worker's clock, under a lock that a full Redis
         refuses; the worker would end of that.

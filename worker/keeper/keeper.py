@@ -7,17 +7,20 @@ import os
 import socket
 import threading
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
 from worker.broker.doorbells import Doorbells
 from worker.errors import BrokerUnavailable, LeaseLost, LedgerError, LedgerUnavailable
 from worker.jobs.job import Ring
-from worker.keeper.health import LEADING, Health
-from worker.ledger.database import Ledger
+from worker.keeper.health import LEADING, ROUND_SECONDS, Health
+from worker.ledger.database import ANSWERS, Ledger, NotDone
+from worker.ledger.effort import Effort
 from worker.ledger.leader import Leadership
 from worker.ledger.migrate import check_schema
+from worker.ledger.silence import patient
 from worker.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -44,6 +47,12 @@ class Post:
             self.doorbells.ring(rings)
         except BrokerUnavailable as exc:
             logger.warning("%d doorbells are late: %s", len(rings), exc)
+
+    def patient(self, effort: Effort) -> AbstractContextManager[None]:
+        """Wait for each answer as `effort` says, and not so long that two such waits in one round
+        would look like a wedge."""
+        usual = ANSWERS * self.settings.connect_timeout_seconds
+        return patient(min(effort.times, max(1, int(ROUND_SECONDS / 2 / usual))))
 
 
 class Duty(Protocol):
@@ -87,6 +96,7 @@ class Keeper:
         self._duties = duties
         self.health = Health(settings, [LEADING, *map(_name_of, duties)])
         self._leads = threading.Event()
+        self._is_told = False  # that the lead cannot be taken
         self._stop = threading.Event()
 
     @property
@@ -137,12 +147,18 @@ class Keeper:
 
     def _take_the_lead(self) -> None:
         try:
-            with self.health.round_of(LEADING):
+            with self.health.round_of(LEADING), _told():
                 leads = self._post.leadership.take(self._post.ledger)
+            self._is_told = False
         except LedgerUnavailable as exc:
             if self.leads:
                 logger.warning("The lead could not be extended: %s", exc)
             leads = False
+        except LedgerError:
+            # Nor must this end the keeper: it may be the only one, and the fault may pass.
+            if not self._is_told:
+                logger.exception("The lead could not be taken, trying again")
+            self._is_told, leads = True, False
         if leads and not self.leads:
             logger.info("Leading as %s.", self._post.leadership.holder)
         if leads:
@@ -159,17 +175,20 @@ class Keeper:
         self._post.doorbells.close()
 
     def _serve(self, duty: Duty) -> None:
-        away = False
+        away, effort = False, Effort()
         while not self._stop.is_set():
             pause = duty.every
             try:
-                with self.health.round_of(_name_of(duty)):
-                    if self.leads and duty.run(self._post):
-                        pause = 0.0
+                with self.health.round_of(_name_of(duty)), self._post.patient(effort):
+                    if self.leads:
+                        pause = 0.0 if duty.run(self._post) else pause
+                        effort.done()
                 away = False
             except LeaseLost:
                 self._leads.clear()
             except LedgerError as exc:
+                if isinstance(exc, NotDone):
+                    effort.too_much()
                 if not away:
                     logger.warning("%s waits: %s", _name_of(duty), exc)
                 away, pause = True, max(pause, AWAY_PAUSE)
@@ -178,6 +197,17 @@ class Keeper:
                 logger.exception("%s failed, trying again", _name_of(duty))
                 pause = max(pause, AWAY_PAUSE)
             self._stop.wait(pause)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """A fault that is none of the house's counts as trouble of the round too."""
+    try:
+        yield
+    except LedgerError:
+        raise
+    except Exception as exc:
+        raise LedgerError("a fault of our own") from exc
 
 
 def _name_of(duty: Duty) -> str:

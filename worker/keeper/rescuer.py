@@ -6,14 +6,15 @@ import logging
 import math
 import time
 
-from worker.errors import LedgerUnavailable
 from worker.jobs.job import Ended
 from worker.jobs.message import later_steps
 from worker.jobs.states import State
 from worker.keeper.keeper import Post
+from worker.ledger.database import NotDone
+from worker.ledger.effort import Effort
 from worker.ledger.enqueue import insert_ended
 from worker.ledger.read import read_many
-from worker.ledger.rescue import condemned, rescue, uptime
+from worker.ledger.rescue import Rescued, condemned, rescue, uptime
 
 logger = logging.getLogger(__name__)
 
@@ -37,26 +38,33 @@ class Rescuer:
         self._last_expiry = -math.inf
         self._condemned: set[str] = set()
         self._looks_back = True
+        self._effort = Effort()
 
     def run(self, post: Post) -> bool:
         """See `Duty`."""
-        lease = post.settings.lease_seconds
         try:
-            up = uptime(post.ledger)
-        except LedgerUnavailable:
-            # A rescue may have been committed without an answer, or by another keeper that died.
-            self._watching_since, self._looks_back = None, True
+            return self._look(post)
+        except Exception:
+            # Whatever kept this keeper from the ledger may keep workers from renewing, even if it
+            # is one table that is locked; and another keeper may have led meanwhile.
+            self._watching_since = None
             raise
+
+    def _look(self, post: Post) -> bool:
+        lease = post.settings.lease_seconds
+        up = uptime(post.ledger)
         now = boot_time()
         if self._watching_since is None or now - self._last > lease / 3:
-            self._watching_since = now
+            # A rescue may have been committed without an answer, or by another keeper that died.
+            self._watching_since, self._looks_back = now, True
         self._last = now
         if min(now - self._watching_since, up) < lease:
+            self._end_chains(post)
             return False
         # Processes that die together renew at different moments, up to a third of a lease apart.
         # A worker and its isolated process, which the ledger ends together, apart.
         accuse = now - self._last_expiry > lease / 2
-        done = rescue(post.ledger, post.leadership, post.settings.lost_limit, accuse=accuse)
+        done = self._rescue(post, accuse)
         if done.leases:
             self._last_expiry = now
         self._condemned.update(done.poisoned)
@@ -70,6 +78,18 @@ class Rescuer:
             self._looks_back = False
         self._end_chains(post)
         return done.full
+
+    def _rescue(self, post: Post, accuse: bool) -> Rescued:
+        """The rescue, with more time after one that took too long. The keeper's own count of that
+        is gone by then: a lease of good rounds lies between two of these."""
+        try:
+            with post.patient(self._effort):
+                done = rescue(post.ledger, post.leadership, post.settings.lost_limit, accuse=accuse)
+        except NotDone:
+            self._effort.too_much()
+            raise
+        self._effort.done()
+        return done
 
     def _end_chains(self, post: Post) -> None:
         """End the later steps of condemned jobs: nothing will enqueue them, and `get` would hang.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from sqlalchemy import Connection, text
 
@@ -75,6 +75,12 @@ _HELD = text("""
     WHERE state = 'running' AND lease = :lease AND id = ANY(CAST(:ids AS text[]))
 """)
 
+_HELD_UNKNOWN = text("""
+    SELECT id, attempt, lease, task, queue, envelope, body, lost, suspicion FROM jobs
+    WHERE state = 'running' AND lease = :lease AND id <> ALL(CAST(:known AS text[]))
+    ORDER BY id LIMIT :most
+""")
+
 
 def claim(ledger: Ledger, lease: str, ids: Sequence[str]) -> list[Claim]:
     """Claim those of `ids` that are queued, due and no suspects, for `lease`.
@@ -107,12 +113,21 @@ def adopt(ledger: Ledger, lease: str, jobs: Sequence[NewJob]) -> list[Claim]:
 
 
 def claim_suspects(
-    ledger: Ledger, lease: str, queues: Sequence[str], most: int, *, idle: bool
+    ledger: Ledger,
+    lease: str,
+    queues: Sequence[str],
+    most: int,
+    *,
+    idle: bool,
+    known: Collection[str] | None = None,
 ) -> list[Claim]:
     """Claim up to `most` suspects of `queues` for `lease`, or one that must run alone.
 
     The oldest one decides. If it must run alone, nothing is claimed until the process is `idle`,
     and then that one; beside it nothing is claimed. So neither kind starves the other.
+
+    A commit whose reply was lost is not lost, if the caller says what it has: then what the lease
+    holds besides is returned, up to `most`, and nothing is claimed before that.
 
     Args:
         ledger: where.
@@ -120,6 +135,7 @@ def claim_suspects(
         queues: those that it consumes.
         most: its free slots, each a child process of its own.
         idle: whether it holds nothing, ends that are not committed yet included.
+        known: the ids that it holds; `None` to claim without asking what was granted before.
 
     Raises:
         Unavailable: Postgres is away.
@@ -127,6 +143,8 @@ def claim_suspects(
 
     def work(connection: Connection) -> list[Claim]:
         parameters = {"lease": lease, "queues": list(queues), "most": most}
+        if known is not None and (unknown := _unknown(connection, lease, known, most)):
+            return unknown
         level = connection.execute(_OLDEST_SUSPECT, parameters).scalar()
         if level is None or (level >= ALONE and not idle):
             return []
@@ -134,6 +152,12 @@ def claim_suspects(
         return _rows(connection.execute(_CLAIM_SUSPECTS, parameters))
 
     return ledger.run(work) if most > 0 else []
+
+
+def _unknown(connection: Connection, lease: str, known: Collection[str], most: int) -> list[Claim]:
+    """What `lease` was granted by a commit whose reply was lost."""
+    parameters = {"lease": lease, "known": sorted(known), "most": most}
+    return _rows(connection.execute(_HELD_UNKNOWN, parameters))
 
 
 def _all_claims(connection: Connection, lease: str, ids: Sequence[str]) -> list[Claim]:

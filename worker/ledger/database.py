@@ -20,7 +20,7 @@ from sqlalchemy.exc import DataError, DBAPIError, InterfaceError, OperationalErr
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from worker.errors import InvalidSettings, LedgerError, LedgerUnavailable, SchemaMissing
-from worker.ledger.silence import NoAnswer, Patience
+from worker.ledger.silence import NoAnswer, Patience, patience
 
 T = TypeVar("T")
 
@@ -33,6 +33,10 @@ _REFUSED_CLASSES = ("22", "23", "54")
 _UNDEFINED_TABLE = "42P01"
 #: A write where none is taken: after a failover the connection leads to what is a standby now.
 _READ_ONLY = "25006"
+#: What Postgres could not do, though it is there: it took too long, for a timeout or whoever ended
+#: the statement, or a lock did; or it met a fault of its own, in the system below it or in itself
+#: (XX). A restart of ours would mend neither.
+_NOT_DONE_CLASSES = ("57014", "55P03", "58", "XX")
 _TRIES = 5
 #: The longest wait for an answer, in connect timeouts.
 ANSWERS = 2
@@ -41,6 +45,16 @@ IDLE_TRANSACTION_SECONDS = 5
 #: Bytes of data in one statement, about. Postgres takes no message above 1 GB, where bytes stand as
 #: hexadecimal digits, and drops the connection of who sends a larger one.
 STATEMENT_BYTES = 16 << 20
+
+
+# An operator's own shorter limit stays.
+_SET_BOUNDS = """
+    SELECT set_config('idle_in_transaction_session_timeout', %s, false),
+           set_config('statement_timeout',
+                      CASE WHEN %s > 0 AND (setting::bigint = 0 OR setting::bigint > %s)
+                           THEN %s::text ELSE setting END, false)
+    FROM pg_settings WHERE name = 'statement_timeout'
+"""
 
 
 class Refused(LedgerError):
@@ -58,7 +72,8 @@ class Ledger:
         name: shown in `pg_stat_activity` as `application_name`.
         connect_timeout: seconds until an unreachable server counts as away. One that is silent
             does when the answer to a statement has not come in `ANSWERS` times as many.
-        waits_for_ever: let a statement take any time, as a migration may.
+        waits_for_ever: let a statement take any time, as a migration may. Else Postgres itself ends
+            one after `ANSWERS` connect timeouts, so that nobody's locks outlast their holder.
         connections: the most connections this process opens.
     """
 
@@ -72,8 +87,10 @@ class Ledger:
         waits_for_ever: bool = False,
     ) -> None:
         self._pid = os.getpid()
-        patience = Patience(ANSWERS * connect_timeout)
-        watched = {} if waits_for_ever else {"connection_factory": patience.connection}
+        self._seconds = None if waits_for_ever else ANSWERS * connect_timeout
+        watched = (
+            {"connection_factory": Patience(self._seconds).connection} if self._seconds else {}
+        )
         self._engine = create_engine(
             url,
             pool_size=connections,
@@ -93,7 +110,7 @@ class Ledger:
             },
         )
 
-        event.listen(self._engine, "connect", _bound_idle_transactions)
+        event.listen(self._engine, "connect", self._set_bounds)
         event.listen(self._engine, "handle_error", _leave_a_standby)
 
     @property
@@ -117,6 +134,8 @@ class Ledger:
             Refused: Postgres refuses the data.
         """
         with translated(), self.engine.begin() as connection:
+            if (milliseconds := self._unusual_bound()) is not None:
+                connection.execute(text(f"SET LOCAL statement_timeout = {milliseconds:d}"))
             yield connection
 
     def run(self, work: Callable[[Connection], T]) -> T:
@@ -157,19 +176,34 @@ class Ledger:
         """`rows` of a statement given as text."""
         return self.rows(text(sql), parameters)
 
+    def _unusual_bound(self) -> int | None:
+        """Milliseconds that a statement of this transaction may take, 0 for any time; `None`: as
+        the connection has it."""
+        if self._seconds is None:
+            return 0
+        return _milliseconds(self._seconds * patience()) if patience() > 1 else None
 
-def _bound_idle_transactions(connection: Any, _: Any) -> None:
-    """End a transaction whose process was stopped in its middle: it holds locks that others need,
-    such as a lease's that cannot be rescued, or the lead that cannot be taken over."""
-    with connection.cursor() as cursor:
-        cursor.execute(f"SET idle_in_transaction_session_timeout = '{IDLE_TRANSACTION_SECONDS}s'")
-    connection.commit()
+    def _set_bounds(self, connection: Any, _: Any) -> None:
+        """End a transaction whose process was stopped in its middle: it holds locks that others
+        need, such as a lease's that cannot be rescued, or the lead that cannot be taken over. And
+        a statement whose answer nobody waits for any more. A commit is bounded by neither."""
+        with connection.cursor() as cursor:
+            cursor.execute(
+                _SET_BOUNDS,
+                (f"{IDLE_TRANSACTION_SECONDS}s", *[_milliseconds(self._seconds or 0.0)] * 3),
+            )
+        connection.commit()
 
 
 def _leave_a_standby(context: ExceptionContext) -> None:
     """Drop the connections to what became a standby: new ones may lead to the primary."""
     if getattr(context.original_exception, "pgcode", None) == _READ_ONLY:
         context.is_disconnect = True
+
+
+class NotDone(LedgerUnavailable):
+    """Postgres did not do this in time, or met a fault of its own. Less at once may be done, or the
+    same in more time; it may also be away."""
 
 
 class ConnectionLost(LedgerUnavailable):
@@ -203,7 +237,7 @@ def translated() -> Iterator[None]:
 
 def _meaning(error: DBAPIError) -> Exception:
     if isinstance(error.orig, NoAnswer):  # not tried again: the next wait would be as long
-        return LedgerUnavailable(f"Postgres is not available: {error.orig}.")
+        return NotDone(f"Postgres is not available: {error.orig}.")
     state = getattr(error.orig, "pgcode", None) or ""
     if state in (_DEADLOCK, _SERIALIZATION):
         return _Again("Postgres rolled the transaction back because of a concurrent one.")
@@ -213,6 +247,8 @@ def _meaning(error: DBAPIError) -> Exception:
         return ConnectionLost("The connection to Postgres was lost; try again.")
     if state.startswith(_AWAY_CLASSES) or (not state and isinstance(error, OperationalError)):
         return LedgerUnavailable(f"Postgres is not available: {first_line(error.orig)}")
+    if state.startswith(_NOT_DONE_CLASSES):
+        return NotDone(f"Postgres could not do it: {first_line(error.orig)}")
     if isinstance(error, DataError) or state.startswith(_REFUSED_CLASSES):
         return Refused(f"Postgres refuses the data: {first_line(error.orig)}")
     if not state and isinstance(error, ProgrammingError):
@@ -220,6 +256,10 @@ def _meaning(error: DBAPIError) -> Exception:
     if state == _UNDEFINED_TABLE:
         return SchemaMissing()
     return error
+
+
+def _milliseconds(seconds: float) -> int:
+    return max(1, round(seconds * 1000)) if seconds else 0
 
 
 def first_line(error: BaseException | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from pathlib import Path
 from typing import Final
 
@@ -14,12 +15,18 @@ from alembic.util import CommandError
 from sqlalchemy import Connection, text
 
 from worker.errors import SchemaMissing, SchemaNewer, SchemaOutdated
-from worker.ledger.database import Ledger
+from worker.ledger.database import Ledger, NotDone
 
 #: Any number, the same in every replica: "ledger" in ASCII. Transaction-scoped, so that a
 #: transaction pooler cannot leak it.
 _LOCK: Final = 0x6C6564676572
+#: Seconds that a migration waits for a table: all who come after it for that table wait behind it.
+LOCK_SECONDS: Final = 2
+#: Seconds that it lets them pass, and how often it tries.
+PAUSE: Final = 1.0
+TRIES: Final = 20
 
+logger = logging.getLogger(__name__)
 
 # Alembic tells every process that looks at the schema what dialect it met.
 logging.getLogger("alembic.runtime.migration").setLevel(logging.WARNING)
@@ -37,19 +44,33 @@ def migrate(url: str) -> str:
 
     Raises:
         SchemaNewer: the database is ahead of this code; nothing was changed.
-        Unavailable: Postgres is away.
+        Unavailable: Postgres is away, or somebody keeps a table locked; nothing was changed.
     """
     ledger = Ledger(url, name="worker migrate", connections=1, waits_for_ever=True)
     try:
-        with ledger.transaction() as connection:
-            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
-            _refuse_newer(connection)
-            config = _config()
-            config.attributes["connection"] = connection
-            command.upgrade(config, "head")
+        for left in reversed(range(TRIES)):
+            try:
+                with ledger.transaction() as connection:
+                    _upgrade(connection)
+                break
+            except NotDone as exc:
+                if not left:
+                    raise
+                logger.warning("The migration is tried again: %s", exc)
+                time.sleep(PAUSE)
     finally:
         ledger.close()
     return head()
+
+
+def _upgrade(connection: Connection) -> None:
+    connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
+    # From here on: replicas may wait for each other as long as it takes.
+    connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_SECONDS}s'"))
+    _refuse_newer(connection)
+    config = _config()
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
 
 
 def check_schema(ledger: Ledger) -> None:

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -28,6 +29,24 @@ LOOKS: Final = 20
 LINGER: Final = 10.0
 
 
+_times: ContextVar[int] = ContextVar("patience", default=1)
+
+
+@contextmanager
+def patient(times: int) -> Iterator[None]:
+    """Let this thread wait `times` as long as usual for each answer in the block."""
+    token = _times.set(times)
+    try:
+        yield
+    finally:
+        _times.reset(token)
+
+
+def patience() -> int:
+    """How many times as long as usual this thread waits for an answer."""
+    return _times.get()
+
+
 class NoAnswer(OperationalError):
     """Postgres took a statement and said nothing for too long; its connection is gone."""
 
@@ -36,12 +55,13 @@ class NoAnswer(OperationalError):
 class _Call:
     """One statement that is being waited for, and the looks that found it so."""
 
-    connection: PlainConnection
+    connection: _Connection
+    most: int
     looks: int = 0
 
     @property
     def is_over(self) -> bool:
-        return self.looks > LOOKS
+        return self.looks > self.most
 
 
 class Patience:
@@ -60,7 +80,7 @@ class Patience:
         return _Connection(self, dsn)
 
     @contextmanager
-    def watching(self, connection: PlainConnection) -> Iterator[None]:
+    def watching(self, connection: _Connection) -> Iterator[None]:
         """Bound what `connection` does in the block.
 
         Raises:
@@ -68,7 +88,8 @@ class Patience:
         """
         if self._pid != os.getpid():
             self._begin()  # a fork took neither the thread nor whoever held the lock
-        call = _Call(connection)
+        times = patience()
+        call = _Call(connection, LOOKS * times)
         with self._lock:
             self._calls.add(call)
             self._see_to_it()
@@ -76,7 +97,7 @@ class Patience:
             yield
         except Exception as exc:
             if call.is_over:
-                raise NoAnswer(f"it has not answered for {self.seconds:g} s") from exc
+                raise NoAnswer(f"it has not answered for {self.seconds * times:g} s") from exc
             raise
         finally:
             with self._lock:
@@ -111,13 +132,26 @@ class Patience:
                         _shut(call.connection)
 
 
-def _shut(connection: PlainConnection) -> None:
-    # Its own thread is inside libpq, and finds the socket at its end. The descriptor stays libpq's.
-    with (
-        suppress(OSError, Error),
-        socket.socket(fileno=os.dup(connection.fileno())) as end,
-    ):
-        end.shutdown(socket.SHUT_RDWR)
+def _shut(connection: _Connection) -> None:
+    # Its own thread is inside libpq, and finds the socket at its end. The descriptor stays libpq's,
+    # which may have closed it meanwhile: the number may be somebody else's file by now.
+    with suppress(OSError, Error), _socket_of(connection) as end:
+        if _names_of(end) == connection.names:
+            end.shutdown(socket.SHUT_RDWR)
+
+
+def _socket_of(connection: PlainConnection) -> socket.socket:
+    """The connection's socket, by a descriptor of its own."""
+    descriptor = os.dup(connection.fileno())
+    try:
+        return socket.socket(fileno=descriptor)
+    except OSError:  # it is no socket
+        os.close(descriptor)
+        raise
+
+
+def _names_of(end: socket.socket) -> tuple[Any, Any]:
+    return end.getsockname(), end.getpeername()
 
 
 class _Cursor(PlainCursor):
@@ -139,6 +173,9 @@ class _Connection(PlainConnection):
         super().__init__(dsn)
         self.cursor_factory = _Cursor
         self._patience = patience
+        self.names: tuple[Any, Any] | None = None
+        with suppress(OSError, Error), _socket_of(self) as end:
+            self.names = _names_of(end)
 
     def watching(self) -> AbstractContextManager[None]:
         return self._patience.watching(self)

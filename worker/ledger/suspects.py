@@ -9,6 +9,10 @@ from sqlalchemy import text
 
 from worker.ledger.database import Ledger
 
+#: Seconds by which a renewal, due at a third of the lease, may be late: after that the lease is
+#: overdue, or at half of it where that comes first. To start a process takes seconds, on a busy
+#: machine ten, and it shall be there when the lease expires.
+LATE = 1.0
 #: Waiting suspects that are counted: more need no more places than these.
 MOST = 1000
 
@@ -19,7 +23,9 @@ MOST = 1000
 _WANTED = text("""
     WITH seen AS MATERIALIZED (
         SELECT lease, pod, isolated, slots,
-               statement_timestamp() - renewed_at > (expires_at - renewed_at) / 2 AS overdue
+               statement_timestamp() - renewed_at
+                   > LEAST((expires_at - renewed_at) / 3 + :late * interval '1 second',
+                           (expires_at - renewed_at) / 2) AS overdue
         FROM workers WHERE queues && CAST(:queues AS text[])
     ), waiting AS MATERIALIZED (
         SELECT suspicion FROM jobs
@@ -83,5 +89,7 @@ def wanted(ledger: Ledger, lease: str, queues: Sequence[str]) -> Wanted:
     Raises:
         Unavailable: Postgres is away.
     """
-    (row,) = ledger.rows(_WANTED, {"lease": lease, "queues": list(queues), "most": MOST})
+    (row,) = ledger.rows(
+        _WANTED, {"lease": lease, "queues": list(queues), "most": MOST, "late": LATE}
+    )
     return Wanted(max(0, int(row.slots)), max(0, int(row.alone)), int(row.rank))

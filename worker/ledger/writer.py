@@ -11,9 +11,11 @@ from dataclasses import replace
 from worker.errors import Unavailable
 from worker.jobs.job import Finish, Ring
 from worker.jobs.states import State
-from worker.ledger.database import Ledger, Refused, batches
+from worker.ledger.database import Ledger, NotDone, Refused, batches
+from worker.ledger.effort import Effort
 from worker.ledger.enqueue import size_of
 from worker.ledger.finish import finish
+from worker.ledger.silence import patient
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +33,8 @@ class Writer:
 
     Nobody waits for it: the lease covers the gap, a crash re-runs and never loses. An idle writer
     commits a lone end at once; a busy one commits what came while it was committing. While
-    Postgres is away it keeps everything and tries again for ever.
+    Postgres is away it keeps everything and tries again for ever; what Postgres cannot do in time
+    is tried in smaller parts.
 
     Args:
         ledger: where.
@@ -51,6 +54,7 @@ class Writer:
         self._writing = 0
         self._closing = False
         self._retry_now = threading.Event()
+        self._effort = Effort(BATCH)
         self.failing = False
         self._progress = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="ledger-writer", daemon=True)
@@ -75,6 +79,7 @@ class Writer:
 
     def is_stalled(self, seconds: float) -> bool:
         """Whether ends have waited over `seconds` for a reason other than Postgres being away."""
+        seconds *= self._effort.times
         return self.backlog > 0 and time.monotonic() - self._progress > seconds
 
     def flush(self, seconds: float) -> bool:
@@ -113,29 +118,44 @@ class Writer:
                     self._changed.notify_all()
 
     def _write(self, batch: list[Finish]) -> None:
+        while batch:
+            done = self._write_part(batch)
+            batch = batch[done:]
+
+    def _write_part(self, batch: list[Finish]) -> int:
+        """Write as many from the front of `batch` as can be done at once; how many were."""
         pause, at_fault = FIRST_PAUSE, False
         while True:
+            part = batch[: self._effort.size]
             try:
                 # While the fault is our own, the lease is let go: waiting for it would be for ever.
                 if at_fault or self._may_write():
-                    self._write_once(batch)
-                    self.failing = False
-                    return
+                    with patient(self._effort.times):
+                        self._write_once(part)
+                    self._effort.done()
+                    self._went_well()
+                    return len(part)
                 self._progress = time.monotonic()
             except Unavailable as exc:
-                if not self.failing:
-                    logger.warning("%d results wait for Postgres: %s", len(batch), exc)
+                if isinstance(exc, NotDone):
+                    self._effort.too_much(len(part))
+                if not self.failing or isinstance(exc, NotDone):
+                    logger.warning("%d results wait for Postgres: %s", len(part), exc)
                 self.failing, at_fault = True, False
                 self._progress = time.monotonic()
             except Exception:
                 # A fault of our own must not end the thread: the jobs would stay running for ever.
                 # Nor is it progress, until an end is written or Postgres is found to be away.
                 at_fault = True
-                logger.exception("%d results could not be written, trying again", len(batch))
+                logger.exception("%d results could not be written, trying again", len(part))
                 self.failing = True
             self._retry_now.wait(pause)
             self._retry_now.clear()
             pause = min(pause * 2, LAST_PAUSE)
+
+    def _went_well(self) -> None:
+        self._progress = time.monotonic()
+        self.failing = False
 
     def _write_once(self, batch: list[Finish]) -> None:
         try:

@@ -7,7 +7,6 @@ import logging
 import os
 import queue
 import signal
-import sys
 import threading
 import time
 from contextlib import suppress
@@ -24,13 +23,14 @@ logger = logging.getLogger(__name__)
 # Seconds after the drain's own, by which each part is over, come what may; the whole is promised
 # to be over within 5.
 #: The last results are committed.
-FLUSHED = 2.0
+FLUSHED = 1.75
 #: The isolated process has given back what it ran.
-ISOLATED_GONE = 3.0
+ISOLATED_GONE = 2.5
 #: The release is committed, or left to the lease's expiry.
-RELEASED = 4.0
-#: The process is gone, even when a task holds the GIL or a lock is held for ever.
-GONE = 4.5
+RELEASED = 3.25
+#: The process is gone, even when a task holds the GIL or a lock is held for ever. The rest is for a
+#: busy machine, which may let each step wait for most of a second.
+GONE = 3.75
 #: Seconds that Celery is given to end by itself when nothing is left to wait for.
 EXIT_SECONDS = 2.0
 #: Seconds after which a job that the pool has not started is taken to be cancelled by it.
@@ -54,8 +54,6 @@ class Drain:
         self._is_begun = self._is_at_once = False
         self._ends_at = 0.0
         self._begun: queue.SimpleQueue[None] = queue.SimpleQueue()
-        # A worker inside somebody else's process, as in a test of Celery's, leaves that alone.
-        self._owns_process = threading.current_thread() is threading.main_thread()
         self._over = threading.Event()
         self._closing = threading.Event()
         self._closed = threading.Event()
@@ -84,6 +82,8 @@ class Drain:
             self._ends_at = min(self._ends_at, now)
             self._is_at_once = True
         self._is_begun = True
+        if self._process.owns_process:
+            _exit_within(self._left(GONE))  # here: the drain's thread may not get to run
         self._begun.put(None)
 
     def join(self) -> None:
@@ -92,8 +92,6 @@ class Drain:
 
     def _run(self) -> None:
         self._begun.get()
-        if self._owns_process:
-            _exit_within(self._left(GONE))
         idle = False
         try:
             idle = self._drain()
@@ -133,9 +131,10 @@ class Drain:
 
     def _exit(self) -> None:
         self._over.set()
-        if self._owns_process:
+        if self._process.owns_process:
             logging.shutdown()
             os._exit(self._process.controller.exitcode or 0)
+        self._process.health.stop()
 
     def _wait(self) -> bool:
         """Wait until nothing runs, at most until the drain's end; whether nothing does."""
@@ -159,10 +158,16 @@ class Drain:
                 self._process.give_back(entry.fence, "the worker shut down")
 
     def _anything_can_end(self) -> bool:
-        """Whether waiting helps: a closing pool cancels what it was handed and has not started."""
+        """Whether waiting helps: a closing pool cancels what it was handed and has not started.
+
+        A living child may run it: its word that it does goes unread while the event loop is down.
+        """
         now = time.monotonic()
+        running = {Phase.STARTED}
+        if any(map(_is_alive, self._children())):
+            running.add(Phase.HANDED)
         return any(
-            entry.phase is Phase.STARTED or now - entry.since < UNSTARTED_SECONDS
+            entry.phase in running or now - entry.since < UNSTARTED_SECONDS
             for entry in self._process.claims.entries()
             if entry.phase is not Phase.ENDED
         )
@@ -212,9 +217,10 @@ def leave_unstarted(process: Process) -> None:
 
 def _exit_within(seconds: float) -> None:
     """Let the process end in `seconds` without any further step of Python's; it says where it
-    hung. A task that holds the GIL stops every thread but this timer."""
-    with suppress(AttributeError, OSError, RuntimeError, ValueError):  # there may be no stderr
-        faulthandler.dump_traceback_later(max(seconds, 0.1), exit=True, file=sys.__stderr__ or 2)
+    hung. A task that holds the GIL stops every thread but this timer. Safe in a handler: stderr is
+    named by its number, because its buffer may be what was interrupted."""
+    with suppress(OSError, RuntimeError, ValueError):
+        faulthandler.dump_traceback_later(max(seconds, 0.1), exit=True, file=2)
 
 
 def _is_alive(pid: int) -> bool:

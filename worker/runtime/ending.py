@@ -29,7 +29,7 @@ def drain_at_the_end(app: Celery) -> None:
         process = own()
         if process is not None and process.is_started:
             process.drain.begin(at_once=at_once)
-        elif process is not None and threading.current_thread() is threading.main_thread():
+        elif process is not None and process.owns_process:
             # Not by `threading`: this may be a handler, and the lock of the interrupted thread.
             _thread.start_new_thread(leave_unstarted, (process,))
 
@@ -41,6 +41,7 @@ def drain_at_the_end(app: Celery) -> None:
     def on_worker_init(sender: Any, **_: Any) -> None:
         if sender.app is app:
             _intercept(sender, begin)
+            _note_the_owner(sender, own)
 
     def on_shutting_down(how: str = "Warm", **_: Any) -> None:
         begin(at_once=how.lower() != "warm")
@@ -95,3 +96,16 @@ def _intercept(controller: Any, begin: Callable[..., None]) -> None:
 
     controller.stop, controller.terminate = drained_stop, drained_terminate
     controller.wait_for_soft_shutdown = drained_soften
+
+
+def _note_the_owner(controller: Any, own: Callable[[], Process | None]) -> None:
+    """A worker that runs in a thread, as in a test of Celery's, is a guest in its process."""
+    start = controller.start
+
+    def noted_start() -> Any:
+        process = own()
+        if process is not None:
+            process.owns_process = threading.current_thread() is threading.main_thread()
+        return start()
+
+    controller.start = noted_start

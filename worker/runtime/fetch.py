@@ -11,9 +11,9 @@ from typing import Protocol
 from worker.broker.doorbells import Doorbells, Popped, ring_of
 from worker.broker.messages import foreign_job
 from worker.errors import BrokerUnavailable, LedgerError, LedgerUnavailable
-from worker.jobs.job import Claim, Fence, NewJob
+from worker.jobs.job import Claim, NewJob
 from worker.jobs.queues import lists_of
-from worker.ledger.claim import ALONE, adopt, claim, claim_suspects
+from worker.ledger.claim import adopt, claim
 from worker.ledger.database import Ledger, Refused
 from worker.runtime.claims import Claims
 from worker.runtime.lease import Lease
@@ -158,36 +158,6 @@ class DoorbellSource:
         except BrokerUnavailable as exc:
             # They come back, and find that their rows are there.
             logger.warning("%d entries could not be acknowledged: %s", len(tags), exc)
-
-
-class SuspectSource:
-    """Claims of suspects: as many as there are children free, or one that must run alone."""
-
-    def __init__(
-        self, ledger: Ledger, claims: Claims, queues: Callable[[], list[str]], pause: float = 0.2
-    ) -> None:
-        self._ledger = ledger
-        self._claims = claims
-        self._queues = queues
-        self._pause = threading.Event()
-        self._seconds = pause
-        self._alone: Fence | None = None
-
-    def take(self, lease: str, most: int) -> list[Claim]:
-        """See `Source`."""
-        held = {entry.fence for entry in self._claims.entries()}
-        # The ledger may have let go of it already, as after a cancel; its child has not.
-        if self._alone is not None and self._alone in held:
-            self._pause.wait(0.05)
-            return []
-        # An end that is not committed yet counts as held: it would be lost with this process.
-        taken = claim_suspects(self._ledger, lease, self._queues(), most, idle=not held)
-        if not taken:
-            self._pause.wait(self._seconds)
-        for item in taken:
-            self._claims.grant(item.fence)
-            self._alone = item.fence if item.suspicion >= ALONE else None
-        return taken
 
 
 class Fetcher:

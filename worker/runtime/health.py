@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from celery.concurrency.solo import TaskPool as Solo
 
+from worker.broker.doorbells import Doorbells
 from worker.errors import BrokerUnavailable, ConfigurationError, LedgerError, LedgerUnavailable
 from worker.ledger.database import Ledger
 from worker.ledger.migrate import check_schema
@@ -26,6 +28,8 @@ BEAT = 1.0
 #: Seconds that a round of calls to stores may take: the system's lookup of names knows no timeout
 #: of ours, and takes two minutes where it tries several domains, twice.
 CALL_SECONDS = 300.0
+#: Seconds between two questions to Redis while the event loop stands still.
+ASK_EVERY = 2.0
 _LEDGER_AWAY = "Postgres does not answer."
 
 
@@ -35,7 +39,9 @@ class Health:
     What is *wedged* has made no progress for longer than `limit` while Postgres answers: the event
     loop, the writer of results, the fetcher, the lease, or a thread of these that has died. A store
     that is away wedges nothing: each call to one has an end, and is tried again for ever. Nothing
-    is a fault while the worker drains: that has an end too.
+    is a fault while the worker drains: that has an end too. The event loop calls Redis too, to hear
+    what it is told by remote control; whether that keeps it, a thread with a connection of its own
+    finds out.
 
     Args:
         process: whose health it is.
@@ -51,8 +57,9 @@ class Health:
         self.limit = max(2 * settings.lease_seconds, 6 * settings.connect_timeout_seconds)
         self.call_limit = max(self.limit, CALL_SECONDS)
         # Renewals stop at the first sign. A lease later others have the jobs.
-        self.watchdog = Watchdog(self._faults, settings.lease_seconds)
+        self.watchdog = Watchdog(self._faults, settings.lease_seconds, lambda: process.owns_process)
         self._turned = self._answered = self._asked = 0.0
+        self._rung = -math.inf
         self._beat: Any = None
         self._threads: list[threading.Thread] = []
         self.server: HealthServer | None = None
@@ -76,6 +83,13 @@ class Health:
         self._threads = [named[name] for name in CRITICAL if name in named]
         self._answered = self._asked = self.watchdog.now()
         self.watchdog.start()
+        threading.Thread(target=self._ask, name="second opinion", daemon=True).start()
+
+    def stop(self) -> None:
+        """The worker is over, in a process that is not."""
+        self.watchdog.stop()
+        if self.server is not None:
+            self.server.close()
 
     def start(self, hub: Any) -> None:
         """Let the event loop beat from now on; on its thread, after each of its connections."""
@@ -151,23 +165,42 @@ class Health:
 
     def _standstills(self) -> Iterator[str]:
         process = self._process
-        if self._loop_stands_still():
-            yield f"The event loop has not turned for over {self.limit:g} s."
+        limit = self.limit if self._redis_answers() else self.call_limit
+        if self._loop_stands_still(limit):
+            yield f"The event loop has not turned for over {limit:g} s."
         if process.writer.is_stalled(self.limit):
             yield f"No result could be written for over {self.limit:g} s."
         if process.fetcher.stands_still(self.call_limit):
             yield f"The fetcher has made no round for over {self.call_limit:g} s."
 
-    def _loop_stands_still(self) -> bool:
+    def _loop_stands_still(self, limit: float) -> bool:
         process = self._process
         # While Celery reconnects, the loop is down, and that it is not wedged is Redis's business.
-        if process.is_suspended or self.watchdog.now() - self._turned <= self.limit:
+        if process.is_suspended or self.watchdog.now() - self._turned <= limit:
             return False
         # In the solo pool jobs run on the loop's thread.
         return not (
             isinstance(process.controller.pool, Solo)
             and any(entry.phase is Phase.STARTED for entry in process.claims.entries())
         )
+
+    def _redis_answers(self) -> bool:
+        timeout = self._process.settings.connect_timeout_seconds
+        return self.watchdog.now() - self._rung <= 2 * ASK_EVERY + timeout
+
+    def _ask(self) -> None:
+        """Ask Redis while the event loop is late, as it does: by the name and a new connection."""
+        settings = self._process.settings
+        while not self.watchdog.wait(ASK_EVERY):
+            if not self._loop_stands_still(self.limit / 2):
+                continue
+            doorbells = Doorbells(
+                settings.redis_url.get_secret_value(), settings.connect_timeout_seconds
+            )
+            with suppress(LedgerError):
+                doorbells.ping()
+                self._rung = self.watchdog.now()
+            doorbells.close()
 
     def _since_answer(self) -> float:
         return self.watchdog.now() - self._answered

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import logging
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from worker.errors import LedgerError
 from worker.ledger.database import Ledger
 from worker.ledger.suspects import Wanted, wanted
 from worker.runtime.claims import Claims
-from worker.settings import environment_with, variable_of
+from worker.runtime.drain import GONE, ISOLATED_GONE
+from worker.settings import Settings, environment_with, variable_of
 
 logger = logging.getLogger(__name__)
 
@@ -27,10 +30,17 @@ logger = logging.getLogger(__name__)
 LOOK = 0.5
 #: Looks in a row that must find places wanted: after an outage much looks overdue for a moment.
 LOOKS = 2
-#: Looks that the workers after the first ones let pass: the time that a process takes to start.
-TURN = 10
+#: Looks that the workers after the first ones let pass: the time that a process takes to start on a
+#: busy machine. Were it less, they would start too, and make all of them slower.
+TURN = 20
 #: Children that an isolated process has at least, where its worker has so many: it cannot grow.
 FEWEST = 4
+#: Children that it has at most: each is a process, and a worker of 200 threads has not the memory
+#: for 200 processes. The other workers start processes too, and what is left waits its turn.
+MOST = 16
+#: Seconds by which an isolated process's drain ends before its worker's. Its last act may take it
+#: `GONE` longer, and it must be gone when its worker kills what is left of it.
+EARLIER = GONE - ISOLATED_GONE + 0.5
 #: Seconds without a suspect after which an isolated process ends.
 LINGER = 20.0
 _PR_SET_PDEATHSIG = 1
@@ -40,6 +50,29 @@ _WITH_VALUE = frozenset(
     {"--autoscale", "--pidfile", "-s", "--schedule", "--schedule-filename", "--scheduler",
      "-S", "--statedb"}
 )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What `WORKER_ISOLATED` says of the worker that started this process.
+
+    Attributes:
+        pid: the worker's. Not `getppid`, which is somebody else's when the worker has died already.
+        pod: what the two have in common. Not a host and a pid, which need not be unique: in a
+            container every worker may have pid 1, and its restart has its forerunner's name.
+    """
+
+    pid: int
+    pod: str
+
+    @classmethod
+    def read(cls, isolated: str) -> Origin:
+        """The origin in the value of the setting."""
+        pid, _, pod = isolated.partition(":")
+        return cls(int(pid), pod)
+
+    def __str__(self) -> str:
+        return f"{self.pid}:{self.pod}"
 
 
 class Isolation:
@@ -55,7 +88,8 @@ class Isolation:
         queues: this worker's.
         claims: the inventory.
         lease: this process's lease, `None` while there is none.
-        isolated: whether this process is the isolated one.
+        settings: they say whether this process is the isolated one.
+        pod: handed down to the isolated process.
     """
 
     def __init__(
@@ -64,15 +98,16 @@ class Isolation:
         queues: Callable[[], list[str]],
         claims: Claims,
         lease: Callable[[], str | None],
-        isolated: bool,
+        settings: Settings,
+        pod: str,
     ) -> None:
         self._ledger, self._queues, self._claims, self._lease = ledger, queues, claims, lease
+        self._settings, self._pod = settings, pod
         self._stop = threading.Event()
         self._spawning = threading.Lock()
         self._child: subprocess.Popen[bytes] | None = None
         self._looks = 0
-        self._parent = os.getppid()
-        target = self._linger if isolated else self._watch
+        target = self._linger if settings.isolated else self._watch
         self._thread = threading.Thread(target=target, name="isolation", daemon=True)
 
     def start(self) -> None:
@@ -116,24 +151,35 @@ class Isolation:
         slots = self._claims.slots
         if lack.any and self._looks >= LOOKS + patience(lack, slots):
             self._looks = 0
-            self._spawn(min(slots, max(lack.slots, FEWEST)))
+            self._spawn(min(slots, MOST, max(lack.slots, FEWEST)))
 
     def _spawn(self, children: int) -> None:
         logger.warning("Suspects want a place: starting a process with %d children.", children)
         with self._spawning:
             if not self._stop.is_set():
-                environment = environment_with(
-                    **{variable_of("isolated"): "true", variable_of("concurrency"): str(children)}
+                self._child = subprocess.Popen(
+                    isolated_argv(sys.orig_argv), env=self._environment(children)
                 )
-                self._child = subprocess.Popen(isolated_argv(sys.orig_argv), env=environment)
+
+    def _environment(self, children: int) -> dict[str, str]:
+        """What makes of this worker's command an isolated process with so many children."""
+        drain = max(0.0, self._settings.drain_seconds - EARLIER)
+        return environment_with(
+            **{
+                variable_of("isolated"): str(Origin(os.getpid(), self._pod)),
+                variable_of("concurrency"): str(children),
+                variable_of("drain_seconds"): str(drain),
+            }
+        )
 
     def _linger(self) -> None:
-        die_with_parent(signal.SIGTERM)
+        assert self._settings.isolated is not None
+        parent = Origin.read(self._settings.isolated).pid
         busy = time.monotonic()
         while not self._stop.wait(LOOK):
             if self._claims.entries():
                 busy = time.monotonic()
-            if time.monotonic() - busy > LINGER or os.getppid() != self._parent:
+            if time.monotonic() - busy > LINGER or os.getppid() != parent:
                 os.kill(os.getpid(), signal.SIGTERM)
                 return
 
@@ -144,13 +190,14 @@ def patience(lack: Wanted, slots: int) -> int:
     The first as many workers as processes lack start at once, the next ones when those should be
     there, and so on; whoever has one already stands outside the row.
     """
-    processes = lack.alone + -(-lack.slots // slots)
+    processes = lack.alone + -(-lack.slots // min(slots, MOST))
     return TURN * (lack.rank // max(1, processes))
 
 
-def pod_of(isolated: bool) -> str:
-    """What this process and those that die with it have in common: the worker that started them."""
-    return f"{socket.gethostname()}:{os.getppid() if isolated else os.getpid()}"
+def pod_of(settings: Settings) -> str:
+    """What a worker and its isolated process have in common, because they die together: a word
+    that the worker makes up."""
+    return Origin.read(settings.isolated).pod if settings.isolated else str(uuid.uuid4())
 
 
 def isolated_argv(argv: Sequence[str]) -> list[str]:
@@ -168,13 +215,23 @@ def isolated_argv(argv: Sequence[str]) -> list[str]:
     return kept
 
 
-def become_isolated(controller: Any, children: int) -> None:
-    """Make the worker that is being set up one that runs each job in a child of its own."""
+def become_isolated(controller: Any, settings: Settings) -> None:
+    """Make the worker that is being set up one that runs each job in a child of its own.
+
+    Raises:
+        SystemExit: the worker that started this process has died already.
+    """
+    assert settings.isolated is not None
+    die_with_parent(signal.SIGTERM)
+    # In this order: who dies after the first line is noticed by the kernel.
+    if os.getppid() != Origin.read(settings.isolated).pid:
+        raise SystemExit(0)
+    # Celery collects garbage before each fork: 0.1 s for each child, with all that is imported.
+    gc.freeze()
     controller.pool_cls = "prefork"
-    controller.concurrency = children
+    controller.concurrency = settings.concurrency
     controller.pidfile = controller.statedb = None  # the worker's own, not to be shared
     controller.hostname = f"isolated-{os.getpid()}.{controller.hostname}"
-    die_with_parent(signal.SIGTERM)  # its stores may keep it waiting before its threads start
 
 
 def die_with_parent(with_signal: int = signal.SIGKILL) -> None:

@@ -15,7 +15,6 @@ from worker.ledger.database import Ledger
 from worker.ledger.lease import close_lease, held, open_lease, renew
 from worker.runtime.claims import Claims, Phase
 from worker.runtime.clock import LeaseClock, now
-from worker.runtime.isolation import pod_of
 
 logger = logging.getLogger(__name__)
 
@@ -29,12 +28,13 @@ AWAY_PAUSE = 0.25
 
 @dataclass(frozen=True, slots=True)
 class LeaseTerms:
-    """What a lease is opened with: the worker's name, its queues, its seconds."""
+    """What a lease is opened with: the worker's name, its queues, its seconds, its pod."""
 
     name: str
     queues: Callable[[], list[str]]
     seconds: float
     isolated: bool = False
+    pod: str | None = None
 
 
 @dataclass(slots=True)
@@ -95,7 +95,7 @@ class Lease:
             terms.queues(),
             terms.seconds,
             isolated=terms.isolated,
-            pod=pod_of(terms.isolated),
+            pod=terms.pod,
             slots=self.claims.slots,
         )
         self.clock.extend(self._id, sent + terms.seconds * (1 - MARGIN))
@@ -158,6 +158,8 @@ class Lease:
         if renew(self.ledger, self._id, self.terms.seconds):
             self.clock.extend(self._id, sent + self.terms.seconds * (1 - MARGIN))
             self._reconcile()
+        elif self._stop.is_set():
+            return  # `close` has ended it meanwhile; a new one would outlive this worker
         else:
             self._replace()
         if not self.is_held:

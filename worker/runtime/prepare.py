@@ -25,7 +25,7 @@ def prepare(app: Celery) -> None:
     def on_worker_init(sender: Any, **_: Any) -> None:
         if sender.app is app:
             if known.settings.isolated:
-                become_isolated(sender, known.settings.concurrency)
+                become_isolated(sender, known.settings)
             known.process = Process(app, sender)
             _serve_health(known.process)
 

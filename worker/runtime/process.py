@@ -27,14 +27,15 @@ from worker.runtime.claims import Claims, Entry, Phase
 from worker.runtime.clock import LeaseClock, share
 from worker.runtime.drain import Drain
 from worker.runtime.execution import running
-from worker.runtime.fetch import DoorbellSource, Fetcher, Source, SuspectSource
+from worker.runtime.fetch import DoorbellSource, Fetcher, Source
 from worker.runtime.health import Health
 from worker.runtime.install import durability_of
-from worker.runtime.isolation import Isolation
+from worker.runtime.isolation import Isolation, pod_of
 from worker.runtime.lease import Lease, LeaseTerms
 from worker.runtime.meta import JobFailed
 from worker.runtime.ringer import Ringer
 from worker.runtime.signatures import signatures
+from worker.runtime.suspects import SuspectSource
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +56,7 @@ class Process:
     def __init__(self, app: Celery, controller: Any) -> None:
         self.app, self.controller, self.pid = app, controller, os.getpid()
         self.settings = durability_of(app).settings
+        self.pod = pod_of(self.settings)
         self.clock = LeaseClock()
         share(self.clock)
         self.claims = Claims(self._slots)
@@ -63,6 +65,7 @@ class Process:
         self.receive: Callable[[Claim], None] | None = None
         self.stale_results = 0
         self.is_waiting = False  # for Postgres, at the start
+        self.owns_process = False  # else it is somebody else's, and not ours to end
         self.health = Health(self)
         self._suspended = False
         self._loop_thread = 0
@@ -90,7 +93,11 @@ class Process:
         self.lease = Lease(
             renewals,
             LeaseTerms(
-                name, lambda: self.queues(), self.settings.lease_seconds, self.settings.isolated
+                name,
+                lambda: self.queues(),
+                self.settings.lease_seconds,
+                bool(self.settings.isolated),
+                self.pod,
             ),
             self.claims,
             self.clock,
@@ -108,7 +115,8 @@ class Process:
             lambda: self.queues(),
             self.claims,
             lambda: self.lease.id,
-            self.settings.isolated,
+            self.settings,
+            self.pod,
         )
         self.drain = Drain(self)
         self._started = True

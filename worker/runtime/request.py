@@ -39,6 +39,16 @@ class ClaimedRequest(Request):  # type: ignore[misc] # Celery's class is not typ
     lose: Callable[[ClaimedRequest, str], None]
     lost: int
 
+    @property
+    def eventer(self) -> Any:
+        """What tells listeners of this job."""
+        return self._eventer
+
+    @eventer.setter
+    def eventer(self, eventer: Any) -> None:
+        # Celery would set its own dispatcher when a connection is back, and the job wait for Redis.
+        pass
+
     def execute_using_pool(self, pool: Any, **kwargs: Any) -> Any:
         """Hand the job to the pool, unless it was revoked or cannot be handed over.
 

@@ -30,10 +30,17 @@ class Watchdog:
             wait for a lock that others hold for long.
         patience: seconds that a fault may last before the process ends; asked from the first look
             that saw it.
+        may_end: asked before that; False in a process that is somebody else's.
     """
 
-    def __init__(self, look: Callable[[], Sequence[str]], patience: float) -> None:
+    def __init__(
+        self,
+        look: Callable[[], Sequence[str]],
+        patience: float,
+        may_end: Callable[[], bool] = lambda: True,
+    ) -> None:
         self._look = look
+        self._may_end = may_end
         self._patience = patience
         self._ran = 0.0
         self._seen: dict[str, float] = {}
@@ -48,6 +55,10 @@ class Watchdog:
     def stop(self) -> None:
         """Watch no more."""
         self._stop.set()
+
+    def wait(self, seconds: float) -> bool:
+        """Wait so long, or until `stop`; whether it has come."""
+        return self._stop.wait(seconds)
 
     def now(self) -> float:
         """Seconds for which this process has run under watch."""
@@ -71,7 +82,8 @@ class Watchdog:
                 continue
             self._faults = tuple(fault for fault in found if fault in self._seen)
             self._seen = {fault: self._seen.get(fault, self._ran) for fault in found}
-            if any(self._ran - since > self._patience for since in self._seen.values()):
+            lasts = any(self._ran - since > self._patience for since in self._seen.values())
+            if lasts and self._may_end():
                 self._end()
 
     def _end(self) -> None:

@@ -1,15 +1,27 @@
 """Every fault that the nemesis can do, one file for each site that it strikes."""
 
-from tests.chaos.faults import doorbells, jobs, keepers, network, postgres, workers
-from tests.chaos.faults.registry import FAULTS, Course, Fault
+from tests.chaos.faults import (
+    clocks,
+    doorbells,
+    jobs,
+    keepers,
+    kills,
+    network,
+    postgres,
+    workers,
+)
+from tests.chaos.faults.registry import FAULTS, Course, Fault, missing_parts
 
 __all__ = [
     "FAULTS",
     "Course",
     "Fault",
+    "clocks",
     "doorbells",
     "jobs",
     "keepers",
+    "kills",
+    "missing_parts",
     "network",
     "postgres",
     "workers",

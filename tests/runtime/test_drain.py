@@ -1,0 +1,118 @@
+"""The end of a worker: what its drain waits for, what bounds it, and whose process it ends."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tests.ledger import given
+from tests.processes import Processes
+from tests.runtime.test_lease import Holder
+from worker.jobs.job import Fence
+from worker.ledger.database import Ledger
+from worker.runtime.claims import Claims, Phase
+from worker.runtime.drain import GONE, UNSTARTED_SECONDS, Drain
+from worker.settings import Settings
+
+
+def test_a_job_whose_child_lives_may_end_though_its_start_was_never_read() -> None:
+    # Given a job that was handed to a prefork pool a while ago, and no word of its start
+    with subprocess.Popen(["sleep", "600"]) as child:
+        pool = SimpleNamespace(_pool=SimpleNamespace(_pool=[SimpleNamespace(pid=child.pid)]))
+        claims, fence = Claims(lambda: 1), Fence("a", 1, "l")
+        claims.grant(fence)
+        claims.move(fence, Phase.HANDED)
+        claims.entries()[0].since -= UNSTARTED_SECONDS + 1
+        process: Any = SimpleNamespace(claims=claims, controller=SimpleNamespace(pool=pool))
+        drain = Drain(process)
+
+        # Then waiting helps for as long as the child lives
+        assert drain._anything_can_end()
+        child.kill()
+        given.until(lambda: not drain._anything_can_end())
+
+
+_QUIT = """
+import time
+from types import SimpleNamespace
+from worker.runtime.drain import Drain
+settings = SimpleNamespace(drain_seconds=600.0)
+drain = Drain(SimpleNamespace(owns_process=True, settings=settings))
+drain.begin(at_once=False)
+drain.begin(at_once=True)
+time.sleep(600)  # nothing else ends it: its threads do not run
+"""
+
+
+def test_sigquit_after_sigterm_shortens_the_last_bound_too(processes: Processes) -> None:
+    process = processes([sys.executable, "-c", _QUIT])
+    assert process.wait(GONE + given.PATIENCE) == 1
+    assert "Timeout (" in process.output  # it says where it hung
+
+
+_GUEST = """
+import threading
+import time
+from tests.acceptance.shop import app
+
+# A worker in a thread of its host waits for a Postgres that is away
+worker = app.WorkController(pool="solo", concurrency=1, hostname="guest@here")
+thread = threading.Thread(target=worker.start, daemon=True)
+thread.start()
+while not app.ledger.process.is_waiting:
+    time.sleep(0.01)
+# and is told to end
+worker.stop()
+time.sleep(4)
+print("The host lives.", flush=True)
+"""
+
+
+def test_a_worker_that_is_a_guest_does_not_end_its_host(processes: Processes) -> None:
+    process = processes(
+        [sys.executable, "-c", _GUEST],
+        {"DATABASE_URL": "postgresql://nobody:x@127.0.0.1:1/nothing"},
+    )
+    process.wait_for_line("The host lives.")
+
+
+_LODGER = """
+from celery.contrib.testing.worker import start_worker
+from tests.acceptance.shop import app, order
+
+with start_worker(app, pool="solo", perform_ping_check=False):
+    assert order.delay({log!r}).get(timeout=30) == "ordered"
+    health = app.ledger.process.health
+app.ledger.process.drain.join()
+assert health.watchdog.wait(30)
+print("The host lives.", flush=True)
+"""
+
+
+def test_a_guests_watchdog_ends_with_its_drain(processes: Processes, tmp_path: Any) -> None:
+    process = processes([sys.executable, "-c", _LODGER.format(log=str(tmp_path / "ran.log"))])
+    process.wait_for_line("The host lives.", 60)
+    assert process.wait() == 0
+
+
+@pytest.fixture
+def ledger(settings: Settings) -> Any:
+    ledger = Ledger(settings.database_url.get_secret_value())
+    yield ledger
+    ledger.close()
+
+
+def test_a_renewal_that_meets_its_lease_closed_opens_no_other(ledger: Ledger) -> None:
+    # Given a worker that has ended its lease while a renewal was under way
+    holder = Holder(ledger)
+    holder.lease.close()
+
+    # When the renewal finds it gone
+    holder.lease._renew()
+
+    # Then there is none
+    assert ledger.execute("SELECT lease FROM workers") == []
