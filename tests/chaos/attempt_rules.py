@@ -28,7 +28,8 @@ _UNEARNED_END: Final = """
 """
 
 # How often `flaky` and `retrying` ask for another attempt, and when the next may begin, they were
-# told by their producer. Of whom that is not known, only that it is at least once.
+# told by their producer. Of whom that is not known, only that it is at least once. A countdown runs
+# from the call of `retry`, which was made after the start, and before the end was noted.
 _EXECUTIONS: Final = """
     SELECT found.job, format('%%s succeeded after %%s retries, and was to fail %%s times',
         found.kind, count(r.run), COALESCE(failures::text, 'some'))
@@ -38,12 +39,12 @@ _EXECUTIONS: Final = """
     GROUP BY found.job, found.kind, failures
     HAVING count(r.run) <> COALESCE(failures, greatest(count(r.run), 1))
     UNION ALL
-    SELECT r.job, format('attempt %%s asked for %%s s, and the next began %%s s after it',
-        r.attempt, countdown, round((next.began - r.ended)::numeric, 3))
+    SELECT r.job, format('attempt %%s asked for %%s s, and the next began %%s s after its start',
+        r.attempt, countdown, round((next.began - r.began)::numeric, 3))
     FROM retries r JOIN told USING (job)
     CROSS JOIN LATERAL (SELECT min(began) AS began FROM runs
                         WHERE runs.job = r.job AND runs.attempt > r.attempt) AS next
-    WHERE next.began - r.ended < countdown - %(slack)s
+    WHERE next.began - r.began < countdown - %(slack)s
 """
 
 # A success leaves no row: the job says it all. A failure that is the job's last is poison or none.

@@ -195,7 +195,7 @@ def test_a_crowd_keeps_everybody_out_of_postgres() -> None:
     with servers.folder() as data:
         server = PostgresServer(data / "postgres", options={"max_connections": "12"})
         server.start()
-        member = psycopg2.connect(server.url)
+        member = psycopg2.connect(server.url, application_name="member")
         crowd = Crowd(server.url)
         crowd.start()
         try:

@@ -160,3 +160,19 @@ def test_workers_stand_in_a_row_without_those_that_have_a_process(ledger: Ledger
 
     assert ranks == [0, 1, 1, 1]
     assert wanted(ledger, row[0], ["other"]) == Wanted(0, 0, 0)
+
+
+def test_a_place_that_does_not_consume_the_suspects_queue_is_none(ledger: Ledger) -> None:
+    # Given suspects of a queue, and a free place for other queues only
+    suspects(ledger, "a")
+    ledger.execute("UPDATE jobs SET queue = 'threads'")
+    given.lease(ledger, isolated=True, slots=16)
+    lease = given.lease(ledger)
+
+    # Then a place is lacking, for a worker that consumes that queue too
+    found = wanted(ledger, lease, ["celery", "threads"])
+    assert (found.slots, found.alone) == (1, 0)
+
+    # And none, once there is one that does
+    ledger.execute("UPDATE workers SET queues = ARRAY['celery', 'threads'] WHERE isolated")
+    assert not wanted(ledger, lease, ["celery", "threads"]).any

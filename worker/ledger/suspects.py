@@ -19,29 +19,34 @@ MOST = 1000
 # Jobs under a lease that is overdue are suspects soon: in their worker's isolated place, or, if
 # they were in one already, each truly alone. Only where this worker's own lease is not overdue:
 # right after an outage of Postgres everybody's is. A process that runs one job truly alone has no
-# place for another one.
+# place for another one, and one that consumes other queues has none for these jobs: only who
+# consumes every queue that something waits in counts.
 _WANTED = text("""
     WITH seen AS MATERIALIZED (
-        SELECT lease, pod, isolated, slots,
+        SELECT lease, pod, isolated, slots, queues,
                statement_timestamp() - renewed_at
                    > LEAST((expires_at - renewed_at) / 3 + :late * interval '1 second',
                            (expires_at - renewed_at) / 2) AS overdue
         FROM workers WHERE queues && CAST(:queues AS text[])
     ), waiting AS MATERIALIZED (
-        SELECT suspicion FROM jobs
+        SELECT suspicion, queue FROM jobs
         WHERE state = 'queued' AND suspicion > 0 AND queue = ANY(CAST(:queues AS text[]))
         LIMIT :most
     ), at_risk AS MATERIALIZED (
-        SELECT seen.isolated FROM seen JOIN jobs ON jobs.lease = seen.lease
-        WHERE seen.overdue AND jobs.state = 'running'
+        SELECT seen.isolated, jobs.queue FROM seen JOIN jobs ON jobs.lease = seen.lease
+        WHERE seen.overdue AND jobs.state = 'running' AND jobs.queue = ANY(CAST(:queues AS text[]))
           AND EXISTS (SELECT FROM seen WHERE lease = :lease AND NOT overdue)
         LIMIT :most
+    ), able AS MATERIALIZED (
+        SELECT seen.* FROM seen
+        WHERE NOT overdue AND queues @> ARRAY(SELECT queue FROM waiting
+                                              UNION SELECT queue FROM at_risk)
     ), places AS MATERIALIZED (
-        SELECT seen.slots, held.jobs AS held, held.alone
-        FROM seen CROSS JOIN LATERAL (
+        SELECT able.slots, held.jobs AS held, held.alone
+        FROM able CROSS JOIN LATERAL (
             SELECT count(*) AS jobs, COALESCE(max(suspicion) > 1, false) AS alone
-            FROM jobs WHERE state = 'running' AND jobs.lease = seen.lease) held
-        WHERE seen.isolated AND NOT seen.overdue
+            FROM jobs WHERE state = 'running' AND jobs.lease = able.lease) held
+        WHERE able.isolated
     )
     SELECT (SELECT count(*) FROM waiting WHERE suspicion = 1)
          + (SELECT count(*) FROM at_risk WHERE NOT isolated)
@@ -51,9 +56,9 @@ _WANTED = text("""
          + (SELECT count(*) FROM at_risk WHERE isolated)
          - (SELECT count(*) FROM places WHERE held = 0)
            AS alone,
-           (SELECT count(*) FROM seen
-            WHERE NOT isolated AND NOT overdue AND lease < :lease
-              AND NOT EXISTS (SELECT FROM seen own WHERE own.isolated AND own.pod = seen.pod))
+           (SELECT count(*) FROM able
+            WHERE NOT isolated AND lease < :lease
+              AND NOT EXISTS (SELECT FROM seen own WHERE own.isolated AND own.pod = able.pod))
            AS rank
 """)
 

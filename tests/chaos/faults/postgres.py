@@ -12,6 +12,8 @@ from tests.chaos.faults.crowd import Crowd
 from tests.chaos.faults.registry import Course, begin, end, fault, met
 from tests.chaos.rig import Rig
 
+#: The part of all connections that the crowd must have.
+NEARLY = 0.95
 #: Seconds in which the crowd has crowded out everybody.
 CROWDED = 30.0
 
@@ -106,9 +108,10 @@ def full_postgres(rig: Rig, dice: random.Random) -> Course:
 
 
 def _all_are_ours(rig: Rig) -> int:
-    """How many connections the crowd and this reader have, when these are all that there are."""
+    """How many connections the crowd and this reader have, when they are nearly all: whoever else is
+    in is broken every few milliseconds, and a busy service always has some that try."""
     ((most, ours),) = rig.query(
         "SELECT current_setting('max_connections')::int, count(*) FROM pg_stat_activity"
         " WHERE backend_type = 'client backend' AND application_name LIKE 'chaos%'"
     )
-    return int(ours) if ours >= most else 0
+    return int(ours) if ours >= NEARLY * most else 0
