@@ -108,8 +108,10 @@ def full_postgres(rig: Rig, dice: random.Random) -> Course:
 
 
 def _all_are_ours(rig: Rig) -> int:
-    """How many connections the crowd and this reader have, when they are nearly all: whoever else is
-    in is broken every few milliseconds, and a busy service always has some that try."""
+    """How many connections the crowd and this reader have, when these are nearly all.
+
+    Whoever else is in is broken every few milliseconds; a busy service always has some that try.
+    """
     ((most, ours),) = rig.query(
         "SELECT current_setting('max_connections')::int, count(*) FROM pg_stat_activity"
         " WHERE backend_type = 'client backend' AND application_name LIKE 'chaos%'"
