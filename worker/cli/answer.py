@@ -101,7 +101,7 @@ def _state(job: Job) -> str:
         State.CANCELLED: "it will not run",
     }[job.state]
     if job.suspect and not job.state.is_final:
-        words += "; suspected of killing its process, it runs alone"
+        words += "; suspected of killing its process, it runs in one of its own"
     return f"{job.state}: {words}"
 
 
