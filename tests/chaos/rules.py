@@ -65,7 +65,8 @@ TABLES: Final = f"""
     ANALYZE claims;
     -- The executions that asked for another attempt, where that was recorded.
     CREATE TEMP TABLE retries AS
-    SELECT r.job, r.attempt, r.run, r.ended FROM claims c JOIN runs r USING (job, attempt, lease)
+    SELECT r.job, r.attempt, r.run, r.began, r.ended
+    FROM claims c JOIN runs r USING (job, attempt, lease)
     LEFT JOIN attempts a ON a.job_id = job AND a.number = attempt
     WHERE how = 'retried' AND (left_for = 'scheduled' OR left_for = 'queued'
                                AND a.outcome = 'retried');

@@ -284,7 +284,7 @@ class LedgerMachine(RuleBasedStateMachine):
         """Repeated after a lost reply it takes the next ones: renewals find the first ones."""
         lease = self.lease(whose, isolated=True)
         if lossy:
-            for fence in self.model.claim_suspects(lease, most, idle):
+            for fence in sorted(self.model.claim_suspects(lease, most, idle), key=str):
                 self.heard_of(fence, False)
         expected = self.model.claim_suspects(lease, most, idle)
         found = claim_suspects(self.door(lossy), lease, ["celery"], most, idle=idle)
@@ -300,7 +300,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def granted(self, claims: Collection[Claim], expected: set[Fence], heard: bool = True) -> None:
         assert {one.fence for one in claims} == expected
         assert len(claims) == len(expected)
-        for fence in expected:
+        for fence in sorted(expected, key=str):  # by job: a set's order is not the same in each run
             self.heard_of(fence, heard)
 
     def heard_of(self, fence: Fence, heard: bool) -> None:
