@@ -15,9 +15,13 @@ Events, by file:
     cancelled job                       a cancel returned
     uncancelled job                     a cancel was refused: the job had ended
     cancel-unsure job, error            a cancel raised
-
+    read      job, state, digest        the job was looked at; digest: of its result; the state is
+              "missing" when it was not found
     begins    road, rate                a producer begins
     failed    error                     a whole batch was given up
+    dropped   jobs, seconds             so many jobs were not enqueued: their time was over
+
+    `accepted` and `unsure` have `arguments` where the judge needs them: failures, countdown.
 
 `execution-<worker>-<pid>.jsonl`
     start     job, attempt, lease, run, kind    a task's code begins; `run` is new each time; with
