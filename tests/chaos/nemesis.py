@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import psycopg2
 import redis
 
-from tests.chaos.faults import FAULTS, Course, Fault
+from tests.chaos.faults import FAULTS, Course, Fault, NotNow
 from tests.chaos.rig import Rig
 
 #: Faults that may be at work at the same time; beside them each of those that mostly wait.
@@ -138,16 +138,23 @@ class Nemesis:
             active.due = time.monotonic() + next(active.course)
         except StopIteration:
             self._over(active)
+        except NotNow:
+            self._over(active, is_to_come=True)
         except (psycopg2.Error, redis.RedisError) as exc:
             # It needed a store that another fault holds away just now.
             self._rig.journal.note("missed", fault=active.fault.name, error=str(exc))
             self._over(active)
 
-    def _over(self, active: _Active) -> None:
-        """A fault that has never done its harm is first again; a repetition is not made up for."""
+    def _over(self, active: _Active, *, is_to_come: bool = False) -> None:
+        """A fault that has never done its harm is first again, as is one that asks for it.
+
+        Any other repetition is not made up for.
+        """
         self._active.remove(active)
-        stroke = active.stroke
+        stroke, due = active.stroke, time.monotonic() - self._began + AGAIN
+        if is_to_come:
+            self._waiting.insert(0, replace(stroke, due=due))
+            return
         is_coming = any(other.name == stroke.name for other in self._waiting)
         if not self.met[stroke.name] and not is_coming:
-            due = time.monotonic() - self._began + AGAIN
             self._waiting.insert(0, replace(stroke, due=due, seed=f"{stroke.seed} again"))

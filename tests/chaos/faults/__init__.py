@@ -10,12 +10,13 @@ from tests.chaos.faults import (
     postgres,
     workers,
 )
-from tests.chaos.faults.registry import FAULTS, Course, Fault, missing_parts
+from tests.chaos.faults.registry import FAULTS, Course, Fault, NotNow, missing_parts
 
 __all__ = [
     "FAULTS",
     "Course",
     "Fault",
+    "NotNow",
     "clocks",
     "doorbells",
     "jobs",

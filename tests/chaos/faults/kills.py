@@ -9,15 +9,17 @@ from typing import Any
 
 import psycopg2
 
-from tests.chaos.faults.registry import Course, begin, end, fault, is_gone, met, signal_to
+from tests.chaos.faults.registry import Course, NotNow, begin, end, fault, is_gone, met, signal_to
 from tests.chaos.members import Member
 from tests.chaos.rig import Rig
 from tests.chaos.tails import moments, runs_something
 
-#: What `kill-worker` waits for, at most so many seconds: a worker that holds at least so many jobs.
-#: The few slots of a prefork pool are never that busy.
-BUSY = {"threads": 100, "prefork": 1}
-BUSY_SECONDS = 4.0
+#: What an aimed `kill-worker` waits for, at most so many seconds in which Postgres can be asked: a
+#: worker that holds at least so many jobs. The few slots of a prefork pool are never that busy.
+BUSY = {"threads": 200, "prefork": 1}
+BUSY_SECONDS = 8.0
+#: Seconds that `kill-child` waits for a child that runs a job.
+CHILD_SECONDS = 4.0
 #: Of a hundred kills of a worker, how many wait for such a moment; and how many are of prefork.
 AIMED, PREFORK = 85, 34
 #: Seconds between two looks.
@@ -43,29 +45,35 @@ def kill_worker(rig: Rig, dice: random.Random) -> Course:
     prefers, is_aimed = dice.randrange(100) < PREFORK, dice.randrange(100) < AIMED
     pools = sorted({member.pool for member in rig.workers})
     pool = "prefork" if prefers and "prefork" in pools else pools[-1]
-    wanted, draw, began = BUSY[pool] if is_aimed else 0, dice.random(), time.monotonic()
-    members, is_known = _holding(rig, pool, wanted)
-    while not members and time.monotonic() < began + BUSY_SECONDS:
-        yield LOOK
-        members, is_known = _holding(rig, pool, wanted)
-    aimed = is_aimed and is_known and bool(members)
-    members = members or _holding(rig, pool, 0)[0]
+    draw, began = dice.random(), time.monotonic()
+    members = _at_random(rig, pool)
+    if is_aimed:
+        while not (busy := _holding(rig, pool)):
+            if busy is None or not _at_random(rig, pool):
+                raise NotNow
+            if time.monotonic() > began + BUSY_SECONDS:
+                break
+            yield LOOK
+        members = busy or _at_random(rig, pool)
     if not members:
-        return
+        raise NotNow
     member = members[int(draw * len(members))]
-    told = {"aimed": aimed, "waited": round(time.monotonic() - began, 2)}
+    told = {"aimed": is_aimed and bool(busy), "waited": round(time.monotonic() - began, 2)}
     with rig.striking(member):
         yield from _kill(rig, member, told)
 
 
-def _holding(rig: Rig, pool: str, wanted: int) -> tuple[list[Member], bool]:
-    """The workers of a pool that hold so many jobs; while Postgres is away that is not known,
-    and they are all that run."""
+def _at_random(rig: Rig, pool: str) -> list[Member]:
+    return [member for member in rig.free() if member.pool == pool]
+
+
+def _holding(rig: Rig, pool: str) -> list[Member] | None:
+    """The busy workers of a pool; `None` while Postgres is away and cannot tell."""
     try:
         workers = rig.at_work()
     except psycopg2.Error:
-        return [member for member in rig.free() if member.pool == pool], False
-    return [member for member, held in workers if member.pool == pool and held >= wanted], True
+        return None
+    return [member for member, held in workers if member.pool == pool and held >= BUSY[pool]]
 
 
 def _kill(rig: Rig, member: Member, told: dict[str, Any]) -> Course:
@@ -102,7 +110,7 @@ def _held(rig: Rig, node: str, at: float) -> set[tuple[str, int]] | None:
 @fault("worker", weight=3)
 def kill_child(rig: Rig, dice: random.Random) -> Course:
     """SIGKILL a child of a prefork pool, in the midst of a job."""
-    draw, until = dice.random(), time.monotonic() + BUSY_SECONDS
+    draw, until = dice.random(), time.monotonic() + CHILD_SECONDS
     while not (running := _running_children(rig)) and time.monotonic() < until:
         yield LOOK
     if not running:

@@ -1,7 +1,8 @@
 """What a fault is, and all there are.
 
 A fault is a generator: it does its harm, yields the seconds until it goes on, and mends it. It
-returns without a yield when there is nobody to harm just now. Every draw that decides what is
+returns without a yield when there is nobody to harm just now, and raises `NotNow` to come back a
+little later. Every draw that decides what is
 struck comes from its own dice. What it did is in the journal: `begin` and `end`; `met` once it is
 proven that the harm was done; `outage` and `back` where producers may be refused meanwhile.
 """
@@ -24,6 +25,10 @@ Body = Callable[[Rig, random.Random], Course]
 
 def _nothing() -> str | None:
     return None
+
+
+class NotNow(Exception):
+    """This is not the moment for a fault: it is to begin anew a little later."""
 
 
 @dataclass(frozen=True, slots=True)
