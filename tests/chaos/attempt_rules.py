@@ -9,6 +9,8 @@ from typing import Final
 
 #: Seconds after a stopped process goes on, in which it starts what it was about to start.
 THAW: Final = 2.0
+#: Jobs that the threads of one process may be about to start at one moment.
+ABOUT: Final = 8
 
 # The end that was recorded is that of the very execution that the lease was for, and came after it.
 _UNEARNED_END: Final = """
@@ -106,8 +108,8 @@ _MISCOUNTED: Final = """
 
 # The worker learns of a cancel only when it finishes, but starts nothing when its lease may have
 # expired. A process that is stopped, or held by the GIL, between that look and the task's first
-# line goes on to start what it had looked at: a few of all that it held, and those are forgiven, as
-# long as it drops more of them than it starts.
+# line goes on to start what it had looked at: a few of all that it held, one in a thread at most.
+# Those are forgiven, as long as they are no more than `ABOUT` beyond those that it drops.
 _LATE_START: Final = """
     WITH late AS (
         SELECT r.job, c.lease, left_at, r.began, format(
@@ -128,7 +130,7 @@ _LATE_START: Final = """
         SELECT late.*, count(*) FILTER (WHERE is_thawed) OVER (PARTITION BY late.lease) AS thawed
         FROM late) AS late
     LEFT JOIN dropped USING (lease)
-    WHERE NOT is_thawed OR thawed > 1 + COALESCE(jobs, 0)
+    WHERE NOT is_thawed OR thawed > %(about)s + COALESCE(jobs, 0)
 """
 
 #: The violations by name, in the order in which they are told.

@@ -57,6 +57,7 @@ def check(
                 "resultless": rules.RESULTLESS,
                 "retriers": rules.RETRIERS,
                 "thaw": attempt_rules.THAW,
+                "about": attempt_rules.ABOUT,
             }
             cursor.execute(rules.TABLES, parameters)
             report = Report(counts.count(found))

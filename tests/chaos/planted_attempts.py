@@ -216,7 +216,7 @@ def a_zombie_starts_what_has_ended_elsewhere(stage: Stage) -> None:
 
 @plants("late-start")
 def a_stopped_process_starts_all_that_it_held(stage: Stage) -> None:
-    fences = [stage.claim("stopped", stage.accepted("sleep")) for _ in range(3)]
+    fences = [stage.claim("stopped", stage.accepted("sleep")) for _ in range(12)]
     stage.die("stopped")
     stage.rescue()
     stage.stop("stopped", 60)

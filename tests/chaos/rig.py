@@ -212,7 +212,16 @@ class Rig:
         Raises:
             psycopg2.Error: it is away.
         """
-        if self._reader is None or self._reader.closed:
+        is_old = self._reader is not None
+        try:
+            return self._asked(statement, parameters)
+        except psycopg2.OperationalError:
+            if not is_old:
+                raise
+            return self._asked(statement, parameters)  # it died while it was idle
+
+    def _asked(self, statement: str, parameters: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+        if self._reader is None:
             self._reader = psycopg2.connect(
                 self.postgres.url, connect_timeout=5, application_name="chaos"
             )

@@ -19,7 +19,7 @@ import pytest
 
 from tests import servers
 from tests.chaos import aftermath, nemesis
-from tests.chaos.faults import FAULTS, Course, Fault
+from tests.chaos.faults import FAULTS, Course, Fault, NotNow
 from tests.chaos.faults.clocks import SKEW
 from tests.chaos.faults.crowd import Crowd
 from tests.chaos.faults.registry import met
@@ -78,6 +78,31 @@ def test_a_fault_that_came_to_nothing_is_tried_again_until_it_is_met(
     assert struck.unmet() == [] and struck.met == {"shy": 1}
     assert len(set(dice_of)) == 3
     assert struck.schedule == [(0.0, "shy")]
+
+
+def test_a_fault_that_waits_for_a_better_moment_comes_back_as_it_was(
+    field: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dice_of: list[float] = []
+
+    def body(rig: Any, dice: random.Random) -> Course:
+        dice_of.append(dice.random())
+        if len(dice_of) != 3:
+            raise NotNow
+        met(rig, "patient", "nobody", tries=3)
+        yield from ()
+
+    monkeypatch.setitem(FAULTS, "patient", Fault("patient", "redis", body))
+    monkeypatch.setattr(nemesis, "AGAIN", 0.0)
+    # Given a fault that was met before, so that it is not asked for once more
+    struck = Nemesis(field, "1", ["patient"], 0.0)
+    struck._plan = iter([nemesis.Stroke(1e9, "patient", "")])
+    field.met["patient"] = 1
+    # When it says twice that this is not the moment, then it is tried until it strikes, once
+    begun = [struck.tick() for _ in range(10)]
+    assert begun == ["patient"] * 3 + [None] * 7
+    # And it is the same fault: of the seed, not of the moment
+    assert len(set(dice_of)) == 1
 
 
 def test_two_workers_suffer_at_once_and_no_more(

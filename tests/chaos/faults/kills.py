@@ -14,10 +14,11 @@ from tests.chaos.members import Member
 from tests.chaos.rig import Rig
 from tests.chaos.tails import moments, runs_something
 
-#: What an aimed `kill-worker` waits for, at most so many seconds in which Postgres can be asked: a
-#: worker that holds at least so many jobs. The few slots of a prefork pool are never that busy.
-BUSY = {"threads": 200, "prefork": 1}
-BUSY_SECONDS = 8.0
+#: What an aimed `kill-worker` waits for: a worker that holds so many jobs; after so many seconds it
+#: takes one with fewer, and after so many again it comes back later. The few slots of a prefork
+#: pool are never that busy.
+BUSY = {"threads": (240, 80), "prefork": (2, 1)}
+BUSY_SECONDS = 6.0
 #: Seconds that `kill-child` waits for a child that runs a job.
 CHILD_SECONDS = 4.0
 #: Of a hundred kills of a worker, how many wait for such a moment; and how many are of prefork.
@@ -46,34 +47,31 @@ def kill_worker(rig: Rig, dice: random.Random) -> Course:
     pools = sorted({member.pool for member in rig.workers})
     pool = "prefork" if prefers and "prefork" in pools else pools[-1]
     draw, began = dice.random(), time.monotonic()
-    members = _at_random(rig, pool)
-    if is_aimed:
-        while not (busy := _holding(rig, pool)):
-            if busy is None or not _at_random(rig, pool):
-                raise NotNow
-            if time.monotonic() > began + BUSY_SECONDS:
-                break
-            yield LOOK
-        members = busy or _at_random(rig, pool)
-    if not members:
-        raise NotNow
+    while not (members := _busy(rig, pool, began) if is_aimed else _at_random(rig, pool)):
+        yield LOOK
     member = members[int(draw * len(members))]
-    told = {"aimed": is_aimed and bool(busy), "waited": round(time.monotonic() - began, 2)}
+    told = {"aimed": is_aimed, "waited": round(time.monotonic() - began, 2)}
     with rig.striking(member):
         yield from _kill(rig, member, told)
 
 
 def _at_random(rig: Rig, pool: str) -> list[Member]:
-    return [member for member in rig.free() if member.pool == pool]
+    if members := [member for member in rig.free() if member.pool == pool]:
+        return members
+    raise NotNow
 
 
-def _holding(rig: Rig, pool: str) -> list[Member] | None:
-    """The busy workers of a pool; `None` while Postgres is away and cannot tell."""
+def _busy(rig: Rig, pool: str, since: float) -> list[Member]:
+    """The busy workers of a pool, as busy as one may ask who has waited `since` then."""
+    waited = time.monotonic() - since
+    if waited > 2 * BUSY_SECONDS:
+        raise NotNow
+    wanted = BUSY[pool][waited > BUSY_SECONDS]
     try:
         workers = rig.at_work()
     except psycopg2.Error:
-        return None
-    return [member for member, held in workers if member.pool == pool and held >= BUSY[pool]]
+        raise NotNow from None  # who is busy is known when Postgres is back
+    return [member for member, held in workers if member.pool == pool and held >= wanted]
 
 
 def _kill(rig: Rig, member: Member, told: dict[str, Any]) -> Course:
