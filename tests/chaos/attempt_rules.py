@@ -9,7 +9,7 @@ from typing import Final
 
 #: Seconds after a stopped process goes on, in which it starts what it was about to start.
 THAW: Final = 2.0
-#: Jobs that the threads of one process may be about to start at one moment.
+#: Jobs that a process of many threads may be about to start at one moment; up to 2 were seen.
 ABOUT: Final = 8
 
 # The end that was recorded is that of the very execution that the lease was for, and came after it.
@@ -108,8 +108,8 @@ _MISCOUNTED: Final = """
 
 # The worker learns of a cancel only when it finishes, but starts nothing when its lease may have
 # expired. A process that is stopped, or held by the GIL, between that look and the task's first
-# line goes on to start what it had looked at: a few of all that it held, one in a thread at most.
-# Those are forgiven, as long as they are no more than `ABOUT` beyond those that it drops.
+# line goes on to start what it had looked at: a few of all that it held. Those are forgiven, if
+# they are not many more than those that it drops: one more, or `ABOUT` in a process of threads.
 _LATE_START: Final = """
     WITH late AS (
         SELECT r.job, c.lease, left_at, r.began, format(
@@ -127,10 +127,12 @@ _LATE_START: Final = """
         GROUP BY lease
     )
     SELECT job, detail FROM (
-        SELECT late.*, count(*) FILTER (WHERE is_thawed) OVER (PARTITION BY late.lease) AS thawed
+        SELECT late.*, count(*) FILTER (WHERE is_thawed) OVER (PARTITION BY late.lease) AS thawed,
+            (SELECT count(DISTINCT file) FROM runs WHERE runs.lease = late.lease) AS processes
         FROM late) AS late
     LEFT JOIN dropped USING (lease)
-    WHERE NOT is_thawed OR thawed > %(about)s + COALESCE(jobs, 0)
+    WHERE NOT is_thawed OR thawed > COALESCE(jobs, 0)
+        + CASE WHEN processes = 1 THEN %(about)s ELSE 1 END
 """
 
 #: The violations by name, in the order in which they are told.

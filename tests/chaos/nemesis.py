@@ -117,7 +117,7 @@ class Nemesis:
         """Begin the first of those that are due whose site is free."""
         for stroke in self._waiting:
             fault = FAULTS[stroke.name]
-            if stroke.due <= passed and self._has_room(fault.site):
+            if stroke.due <= passed and self._has_room(fault):
                 self._waiting.remove(stroke)
                 course = fault.body(self._rig, random.Random(stroke.seed))
                 active = _Active(stroke, fault, course, 0.0)
@@ -126,7 +126,10 @@ class Nemesis:
                 return stroke.name
         return None
 
-    def _has_room(self, site: str) -> bool:
+    def _has_room(self, fault: Fault) -> bool:
+        if any(active.fault is fault for active in self._active):
+            return False  # one that waits for its moment must not keep all others out
+        site = fault.site
         taken = [active.fault.site for active in self._active if active.fault.site not in SLOW]
         if site in SLOW:
             return all(active.fault.site != site for active in self._active)
@@ -139,6 +142,7 @@ class Nemesis:
         except StopIteration:
             self._over(active)
         except NotNow:
+            self._rig.journal.note("missed", fault=active.fault.name, error="not now")
             self._over(active, is_to_come=True)
         except (psycopg2.Error, redis.RedisError) as exc:
             # It needed a store that another fault holds away just now.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from tests.chaos.attempt_rules import ABOUT
 from tests.chaos.planted import plants
 from tests.chaos.staged import KEEPER, Stage, success
 from worker.jobs.job import Fence, Finish
@@ -216,13 +217,14 @@ def a_zombie_starts_what_has_ended_elsewhere(stage: Stage) -> None:
 
 @plants("late-start")
 def a_stopped_process_starts_all_that_it_held(stage: Stage) -> None:
-    fences = [stage.claim("stopped", stage.accepted("sleep")) for _ in range(12)]
+    fences = [stage.claim("stopped", stage.accepted("sleep")) for _ in range(ABOUT + 1)]
     stage.die("stopped")
     stage.rescue()
-    stage.stop("stopped", 60)
-    for number, fence in enumerate(fences):
+    for number in range(len(fences)):
         stage.rerun(f"next-{number}", "sleep")
-        later = time.monotonic() + 1
+    stage.stop("stopped", 60)
+    later = time.monotonic() + 1
+    for fence in fences:
         stage.end("stopped", stage.start("stopped", fence, "sleep", t=later), t=later)
 
 

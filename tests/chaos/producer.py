@@ -33,9 +33,6 @@ from worker.settings import Settings
 
 #: Seconds between bursts: short ones, and long ones that make a small backlog.
 BURST = (0.1, 1.0)
-#: Batches come at each multiple of so many seconds, those of all producers together: as at a full
-#: hour, so that for a moment there is more to do than there are slots.
-TOGETHER = 1.5
 #: Jobs in one batch at the most.
 BATCH = 250
 #: Jobs that a thread takes at once when it enqueues one by one.
@@ -50,18 +47,6 @@ KEYED = 0.03
 CANCELLED, READ = 25, 30
 #: Seconds until a job is read back, and until it is looked at again when it has not ended.
 READ_AFTER, READ_AGAIN = (0.5, 5.0), 5.0
-
-
-#: Draws the seconds until the next burst.
-Pause = Callable[[random.Random], float]
-
-
-def _a_while(dice: random.Random) -> float:
-    return dice.uniform(*BURST)
-
-
-def _until_together(dice: random.Random) -> float:
-    return TOGETHER - time.monotonic() % TOGETHER
 
 
 class Allowance:
@@ -158,18 +143,16 @@ class Producer:
     def _duties(self) -> list[Callable[[], None]]:
         """What its threads do."""
         journal, client = self._journal, self._client
-        ways: list[tuple[Road, Allowance, int, Pause]] = []
+        ways: list[tuple[Road, Allowance, int]] = []
         if self._road == "client":
             few, many = self._allowance(KEYED), self._allowance(1 - KEYED)
-            ways += [
-                (BatchRoad(client, journal, self._dice("batch")), many, BATCH, _until_together)
-            ]
-            ways += [(KeyedRoad(client, journal, self._dice("keyed")), few, FEW, _a_while)]
+            ways += [(BatchRoad(client, journal, self._dice("batch")), many, BATCH)]
+            ways += [(KeyedRoad(client, journal, self._dice("keyed")), few, FEW)]
         elif self._road == "celery":
-            ways += [(CeleryRoad(journal), self._allowance(1), FEW, _a_while)] * CELERY_THREADS
+            ways += [(CeleryRoad(journal), self._allowance(1), FEW)] * CELERY_THREADS
         else:
             url = self._settings.redis_url.get_secret_value()
-            ways += [(ForeignRoad(journal, url), self._allowance(1), FEW, _a_while)]
+            ways += [(ForeignRoad(journal, url), self._allowance(1), FEW)]
         enqueuing = [
             lambda number=number, way=way: self._enqueue(self._dice(str(number)), *way)
             for number, way in enumerate(ways)
@@ -177,10 +160,8 @@ class Producer:
         after = [lambda after=after: after.run(self.stop) for after in (self._cancels, self._reads)]
         return [*enqueuing, *after]
 
-    def _enqueue(
-        self, dice: random.Random, road: Road, allowance: Allowance, most: int, pause: Pause
-    ) -> None:
-        while not self.stop.wait(pause(dice)):
+    def _enqueue(self, dice: random.Random, road: Road, allowance: Allowance, most: int) -> None:
+        while not self.stop.wait(dice.uniform(*BURST)):
             while not self.stop.is_set() and (number := allowance.take(most)):
                 lease = self._settings.lease_seconds
                 drawn = [kinds.draw(dice, self._mix, lease) for _ in range(number)]

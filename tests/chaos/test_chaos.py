@@ -22,7 +22,7 @@ def chaos(root: Path, report: Path, *options: str) -> tuple[int, dict[str, Any],
     environment = {**os.environ, "PYTHONPATH": str(root), "TMPDIR": str(report.parent)}
     done = subprocess.run(
         [sys.executable, "-m", "tests.chaos", "--report", str(report), *options],
-        cwd=root, env=environment, capture_output=True, text=True, timeout=900,
+        cwd=root, env=environment, capture_output=True, text=True, timeout=1500,
     )  # fmt: skip
     print(done.stderr, done.stdout)  # shown when the test fails
     return done.returncode, json.loads(report.read_text()), done.stdout

@@ -19,6 +19,7 @@ from tests.chaos import (
     planted_runs,
     rules,
 )
+from tests.chaos.attempt_rules import ABOUT
 from tests.chaos.checker import check
 from tests.chaos.clock import Clock
 from tests.chaos.counts import outages
@@ -103,6 +104,21 @@ def test_what_a_process_was_about_to_start_when_it_was_stopped_is_forgiven(stage
     stage.end("stopped", stage.start("stopped", begun, "sleep"))
 
     assert dropped.id not in (stage.folder / "execution-stopped-1.jsonl").read_text()
+    assert check(stage.folder, stage.url).is_clean
+
+
+def test_what_the_threads_of_a_stopped_process_were_about_to_start_is_forgiven(
+    stage: Stage,
+) -> None:
+    fences = [stage.claim("stopped", stage.accepted("sleep")) for _ in range(ABOUT)]
+    stage.die("stopped")
+    stage.rescue()
+    for number in range(ABOUT):
+        stage.rerun(f"next-{number}", "sleep")
+    stage.stop("stopped", 60)
+    for fence in fences:
+        stage.end("stopped", stage.start("stopped", fence, "sleep"))
+
     assert check(stage.folder, stage.url).is_clean
 
 

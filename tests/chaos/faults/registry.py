@@ -1,10 +1,10 @@
 """What a fault is, and all there are.
 
 A fault is a generator: it does its harm, yields the seconds until it goes on, and mends it. It
-returns without a yield when there is nobody to harm just now, and raises `NotNow` to come back a
-little later. Every draw that decides what is
-struck comes from its own dice. What it did is in the journal: `begin` and `end`; `met` once it is
-proven that the harm was done; `outage` and `back` where producers may be refused meanwhile.
+returns without a yield when there is nobody to harm just now, and raises `NotNow`, before it has
+begun, to come back a little later. Every draw that decides what is struck comes from its own dice.
+What it did is in the journal: `begin` and `end`; `met` once it is proven that the harm was done;
+`outage` and `back` where producers may be refused meanwhile.
 """
 
 from __future__ import annotations
