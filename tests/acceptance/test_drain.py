@@ -24,6 +24,12 @@ from worker.settings import Settings
 POOLS = ["threads", "prefork", "solo"]
 #: Seconds beside the drain's own in which a worker is gone.
 MARGIN = 5.0
+#: A job's state, its losses, whether it is suspect, and the outcome of each of its attempts.
+Fate = tuple[State, int, bool, list[str]]
+#: It can be run by others, and nobody counts what happened as a crash.
+RELEASED: Fate = (State.QUEUED, 0, False, ["released"])
+#: What is `left` of a worker that is gone: no running job, and no lease.
+NOTHING: tuple[list[str], int] = ([], 0)
 STUBBORN = {"WORKER_TASKS": "tests.acceptance.jobs,tests.acceptance.stubborn"}
 
 
@@ -60,18 +66,19 @@ def all_leave(workers: Sequence[LoggedProcess], drain: float, *signals: signal.S
         return set(pool.map(lambda worker: leaves(worker, drain, *signals), workers))
 
 
-def nothing_is_left(service: Service, leases: int = 0) -> None:
-    """No job is running, and nobody has a lease but `leases` others."""
-    running = service.client.ledger.execute("SELECT id FROM jobs WHERE state = 'running'")
-    assert running == []
-    assert len(service.client.ledger.execute("SELECT lease FROM workers")) == leases
+def left(service: Service) -> tuple[list[str], int]:
+    """The jobs that are running, and the number of leases."""
+    ledger = service.client.ledger
+    running = ledger.execute("SELECT id FROM jobs WHERE state = 'running'")
+    return [row.id for row in running], len(ledger.execute("SELECT lease FROM workers"))
 
 
-def was_released(service: Service, *ids: str) -> None:
-    """These jobs can be run by others, and nobody counts what happened as a crash."""
-    for job in service.client.summary(ids):
-        assert (job.state, job.lost, job.suspect) == (State.QUEUED, 0, False)
-        assert [attempt.outcome for attempt in job.attempts] == ["released"]
+def fates(service: Service, ids: Sequence[str]) -> list[Fate]:
+    """What became of each of these jobs, in no order."""
+    return [
+        (job.state, job.lost, job.suspect, [attempt.outcome for attempt in job.attempts])
+        for job in service.client.summary(ids)
+    ]
 
 
 def holding(service: Service, count: int = 1) -> list[str]:
@@ -106,7 +113,7 @@ def broken(proxy: Proxy, how: str) -> None:
 def test_an_idle_worker_leaves_nothing(service: Service) -> None:
     workers = crew(service, POOLS)
     assert all_leave(workers, 0.0) == {0}  # idle: they use none of their drain's ten seconds
-    nothing_is_left(service)
+    assert left(service) == NOTHING
 
 
 @pytest.mark.parametrize("drain", [0.0, 1.0])
@@ -114,8 +121,8 @@ def test_what_does_not_end_in_time_is_released(service: Service, drain: float) -
     workers = crew(service, POOLS, WORKER_DRAIN_SECONDS=str(drain))
     ids = holding(service, len(POOLS))
     assert all_leave(workers, drain) == {0}
-    was_released(service, *ids)
-    nothing_is_left(service)
+    assert fates(service, ids) == [RELEASED] * len(ids)
+    assert left(service) == NOTHING
 
 
 @pytest.mark.parametrize("pool", ["threads", "prefork"])
@@ -126,8 +133,8 @@ def test_what_ends_in_time_is_recorded_beside_what_does_not(service: Service, po
     begun(service, 2)
     assert leaves(worker, 2) == 0
     assert service.client.job(ends).state is State.SUCCEEDED
-    was_released(service, held)
-    nothing_is_left(service)
+    assert fates(service, [held]) == [RELEASED]
+    assert left(service) == NOTHING
 
 
 @pytest.mark.parametrize("pool", ["threads", "prefork"])
@@ -146,7 +153,7 @@ def test_others_run_what_waits_while_the_worker_still_drains(service: Service, p
     assert leaving.wait(15) == 0
     job = service.client.job(held)
     assert (job.state, job.attempts) == (State.SUCCEEDED, ())
-    nothing_is_left(service, leases=1)
+    assert left(service) == ([], 1)  # the lease of the other
 
 
 @pytest.mark.parametrize("how", ["refused", "blackholed"])
@@ -156,7 +163,7 @@ def test_it_ends_in_time_while_postgres_is_away(
     workers = crew(service, POOLS, DATABASE_URL=postgres_line.url, WORKER_DRAIN_SECONDS="1")
     ids = holding(service, len(POOLS))
     broken(postgres_line, how)
-    all_leave(workers, 1)
+    assert all_leave(workers, 1) == {0}
     assert all("The lease is left to expire" in worker.output for worker in workers)
     # until the keeper rescues them
     assert service.client.counts(ids) == {State.RUNNING: len(POOLS)}
@@ -167,7 +174,9 @@ def test_an_idle_worker_ends_in_time_while_postgres_is_silent(
 ) -> None:
     worker = service.worker("threads", 1, DATABASE_URL=postgres_line.url, WORKER_DRAIN_SECONDS="1")
     postgres_line.blackhole()
-    leaves(worker, 1)
+    # 0 is Celery's own end. It begins half a second before the drain's timer, which cuts it off
+    # with 1 on a machine that is too busy to unload Python meanwhile.
+    assert leaves(worker, 1) in {0, 1}
 
 
 def test_results_that_wait_for_postgres_are_written_when_it_comes_back_in_the_drain(
@@ -188,7 +197,7 @@ def test_results_that_wait_for_postgres_are_written_when_it_comes_back_in_the_dr
     # Then every one of them is recorded
     assert worker.wait(15) == 0
     assert service.client.counts(ids) == {State.SUCCEEDED: 64}
-    nothing_is_left(service)
+    assert left(service) == NOTHING
 
 
 @pytest.mark.parametrize(("pool", "how"), [("threads", "blackholed"), ("prefork", "refused")])
@@ -198,9 +207,9 @@ def test_it_ends_in_time_and_releases_while_redis_is_away(
     worker = service.worker(pool, 2, REDIS_URL=redis_line.url, WORKER_DRAIN_SECONDS="1")
     ids = holding(service)
     broken(redis_line, how)
-    leaves(worker, 1)
-    was_released(service, *ids)
-    nothing_is_left(service)
+    assert leaves(worker, 1) == 0
+    assert fates(service, ids) == [RELEASED] * len(ids)
+    assert left(service) == NOTHING
 
 
 def test_a_suspect_in_its_process_is_released_with_its_worker(service: Service) -> None:
@@ -212,12 +221,12 @@ def test_a_suspect_in_its_process_is_released_with_its_worker(service: Service) 
     worker = service.worker("threads", 1, WORKER_DRAIN_SECONDS="1")
     begun(service, 2)
     # When the worker drains
-    leaves(worker, 1)
+    assert leaves(worker, 1) == 0
     # Then the job has not lost another attempt
     job = service.client.job(job_id)
     assert job.state is State.QUEUED
     assert [attempt.outcome for attempt in job.attempts] == ["lost", "released"]
-    nothing_is_left(service)
+    assert left(service) == NOTHING
 
 
 @pytest.mark.parametrize("pool", ["threads", "prefork"])
@@ -225,9 +234,9 @@ def test_a_task_that_hears_nothing_does_not_hold_up_the_end(service: Service, po
     worker = service.worker(pool, 1, WORKER_DRAIN_SECONDS="1", **STUBBORN)
     job_id = service.enqueue("test.deaf", service.log, pool == "prefork")
     begun(service)
-    leaves(worker, 1)
-    was_released(service, job_id)
-    nothing_is_left(service)
+    assert leaves(worker, 1) == 0
+    assert fates(service, [job_id]) == [RELEASED]
+    assert left(service) == NOTHING
 
 
 def test_a_task_that_takes_the_gil_in_the_drain_does_not_hold_up_the_end(
@@ -240,7 +249,7 @@ def test_a_task_that_takes_the_gil_in_the_drain_does_not_hold_up_the_end(
     worker.send(SIGTERM)
     worker.wait_for_line("Warm shutdown")
     service.open_gate()
-    worker.wait(60)
+    assert worker.wait(60) == 1  # of the timer: no step of Python's, so no exit code of ours
     assert time.monotonic() - asked <= 1 + MARGIN
     assert "most recent call first" in worker.output  # it says where it hung
 
@@ -255,9 +264,9 @@ def test_a_child_that_hears_nothing_does_not_hold_up_the_end(
     child = int(service.ran("ran")[0][1])
     ids = holding(service) if is_busy else []
     os.kill(child, signal.SIGSTOP)
-    leaves(worker, 1)
-    was_released(service, *ids)
-    nothing_is_left(service)
+    assert leaves(worker, 1) == 0
+    assert fates(service, ids) == [RELEASED] * len(ids)
+    assert left(service) == NOTHING
 
 
 def test_further_signals_do_not_hold_up_the_end(service: Service) -> None:
@@ -265,9 +274,10 @@ def test_further_signals_do_not_hold_up_the_end(service: Service) -> None:
     workers = crew(service, ["threads"] * len(rows), WORKER_DRAIN_SECONDS="1")
     ids = holding(service, len(rows))
     with ThreadPoolExecutor(len(rows)) as pool:
-        list(pool.map(lambda worker, signals: leaves(worker, 1, *signals), workers, rows))
-    was_released(service, *ids)
-    nothing_is_left(service)
+        codes = pool.map(lambda worker, signals: leaves(worker, 1, *signals), workers, rows)
+    assert list(codes) == [0, 1, 1]  # SIGINT: Celery calls it a failure, however warm
+    assert fates(service, ids) == [RELEASED] * len(ids)
+    assert left(service) == NOTHING
 
 
 @pytest.mark.parametrize(
@@ -284,9 +294,9 @@ def test_sigquit_gives_the_running_jobs_no_time(
 ) -> None:
     workers = crew(service, pools, WORKER_DRAIN_SECONDS="30")
     ids = holding(service, len(pools))
-    all_leave(workers, 0, *signals)
-    was_released(service, *ids)
-    nothing_is_left(service)
+    assert all_leave(workers, 0, *signals) == {0}
+    assert fates(service, ids) == [RELEASED] * len(ids)
+    assert left(service) == NOTHING
 
 
 def test_a_worker_that_is_quit_is_not_gone_before_it_has_given_back(
@@ -299,10 +309,10 @@ def test_a_worker_that_is_quit_is_not_gone_before_it_has_given_back(
     ids = holding(service, 2)
     postgres_line.delay(0.25)
     # When they are quit
-    all_leave(workers, 0, SIGQUIT)
+    assert all_leave(workers, 0, SIGQUIT) == {0}
     # Then they have given back their jobs and their leases
-    was_released(service, *ids)
-    nothing_is_left(service)
+    assert fates(service, ids) == [RELEASED] * len(ids)
+    assert left(service) == NOTHING
 
 
 @pytest.mark.parametrize("how", ["refused", "blackholed"])
@@ -322,5 +332,5 @@ def test_a_worker_that_waits_for_a_store_at_its_start_ends_in_time(
         # at the least the last of what Celery says before it starts
         worker.wait_for_line(word if how == "refused" else "[queues]")
     # When they are asked to end
-    all_leave(workers, 0)
-    nothing_is_left(service)
+    assert all_leave(workers, 0) == {0}
+    assert left(service) == NOTHING

@@ -326,4 +326,4 @@ def test_a_keeper_without_postgres_lives_and_is_not_ready(
         keeper.becomes_unready("")
         postgres_proxy.heal()
         keeper.becomes_ready()
-    keeper.process.terminate(60)
+    assert keeper.process.terminate(60) == 0

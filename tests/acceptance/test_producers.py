@@ -21,6 +21,7 @@ import pytest
 from celery import Celery
 
 from tests.acceptance.conftest import Service
+from tests.ledger import given
 from tests.processes import Processes
 from tests.proxy import Proxy, proxied
 from worker.client import Client
@@ -122,7 +123,7 @@ def test_a_producer_is_told_when_postgres_falls_silent_in_its_transaction(
     postgres_line.delay(0.2)
     with ThreadPoolExecutor(1) as pool, bounded():
         answer = pool.submit(produce, "away")
-        time.sleep(0.3)  # the length of a delay, no event: its first words are on their way
+        given.until(lambda: postgres_line.harmed)  # its first words are held back, on their way
         postgres_line.blackhole()
         with pytest.raises(LedgerUnavailable):
             answer.result(60)
@@ -207,24 +208,23 @@ def test_a_lease_whose_connection_hangs_is_renewed_by_another_one(service: Servi
         "SELECT pid, state FROM pg_stat_activity"
         " WHERE datname = current_database() AND application_name LIKE '% lease'"
     )
+    leases = "SELECT lease, renewed_at FROM workers"
     (backend,) = ledger.execute(find)
     try:
         os.kill(backend.pid, signal.SIGSTOP)
         while ledger.execute(find)[0].state != "idle":  # in a transaction it would hold a lock
             os.kill(backend.pid, signal.SIGCONT)
             os.kill(backend.pid, signal.SIGSTOP)
-        (lease,) = ledger.execute("SELECT lease, renewed_at FROM workers")
+        (before,) = ledger.execute(leases)
         # Then the same lease is renewed all the same, before it expires
         service.until(
-            lambda: bool(
-                ledger.execute(
-                    "SELECT 1 FROM workers WHERE lease = :lease AND renewed_at > :renewed_at",
-                    lease._asdict(),
-                )
-            ),
+            lambda: any(row.renewed_at > before.renewed_at for row in ledger.execute(leases)),
             seconds=12,
             what="the lease is renewed",
         )
+        (after,) = ledger.execute(leases)
+        assert after.lease == before.lease
+        assert after.renewed_at > before.renewed_at
     finally:
         os.kill(backend.pid, signal.SIGCONT)
 

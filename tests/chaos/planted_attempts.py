@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 from tests.chaos.attempt_rules import ABOUT
 from tests.chaos.planted import plants
@@ -25,6 +26,16 @@ def note(stage: Stage, worker: str, fence: Fence, outcome: str, number: int | No
 def released(fence: Fence) -> Finish:
     """The attempt was given back."""
     return Finish(fence, State.QUEUED, "released", error="given back")
+
+
+def retried(
+    stage: Stage, kind: str, arguments: dict[str, Any] | None = None, *, times: int = 1
+) -> None:
+    """A job that asked for another attempt so many times, and then succeeded."""
+    job = stage.accepted(kind, arguments)
+    for _ in range(times):
+        stage.retry("w1", job, kind)
+    stage.succeed("w1", job, kind)
 
 
 @plants("unearned-end")
@@ -79,24 +90,17 @@ def a_flaky_job_succeeds_at_once(stage: Stage) -> None:
 
 @plants("executions")
 def a_flaky_job_succeeds_too_soon(stage: Stage) -> None:
-    job = stage.accepted("flaky", {"failures": 2})
-    stage.retry("w1", job, "flaky")
-    stage.succeed("w1", job, "flaky")
+    retried(stage, "flaky", {"failures": 2})
 
 
 @plants("executions")
 def a_flaky_job_is_retried_too_often(stage: Stage) -> None:
-    job = stage.accepted("flaky", {"failures": 1})
-    stage.retry("w1", job, "flaky")
-    stage.retry("w1", job, "flaky")
-    stage.succeed("w1", job, "flaky")
+    retried(stage, "flaky", {"failures": 1}, times=2)
 
 
 @plants("executions")
 def a_countdown_is_ignored(stage: Stage) -> None:
-    job = stage.accepted("retrying", {"failures": 1, "countdown": 30.0})
-    stage.retry("w1", job, "retrying")
-    stage.succeed("w1", job, "retrying")
+    retried(stage, "retrying", {"failures": 1, "countdown": 30.0})
 
 
 @plants("attempt-mismatch")
@@ -111,17 +115,13 @@ def an_attempt_is_noted_that_was_never_granted(stage: Stage) -> None:
 
 @plants("attempt-mismatch")
 def a_retry_is_noted_as_given_back(stage: Stage) -> None:
-    job = stage.accepted("noop")
-    stage.retry("w1", job, "noop")
-    stage.succeed("w1", job, "noop")
+    retried(stage, "noop")
     stage.sql("w1", "UPDATE attempts SET outcome = 'released'")
 
 
 @plants("attempt-mismatch")
 def a_retry_is_noted_under_another_lease(stage: Stage) -> None:
-    job = stage.accepted("noop")
-    stage.retry("w1", job, "noop")
-    stage.succeed("w1", job, "noop")
+    retried(stage, "noop")
     stage.sql("w1", "UPDATE attempts SET lease = 'another'")
 
 

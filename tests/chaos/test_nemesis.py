@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import random
+import select
 import signal
 import socket
 import subprocess
 import sys
-import time
 from collections import Counter
 from itertools import islice
 from pathlib import Path
@@ -25,7 +25,7 @@ from tests.chaos.faults.crowd import Crowd
 from tests.chaos.faults.registry import met
 from tests.chaos.history import Journal
 from tests.chaos.members import Member
-from tests.chaos.nemesis import Nemesis, plan
+from tests.chaos.nemesis import Nemesis, Stroke, plan
 from tests.chaos.tails import Tail, died_of_poison, moments
 from tests.processes import Processes
 from tests.proxy import proxied
@@ -44,6 +44,14 @@ class Field:
 @pytest.fixture
 def field(tmp_path: Path) -> Any:
     return Field(tmp_path)
+
+
+def due(field: Any, *names: str) -> Nemesis:
+    """A nemesis whose schedule has these strokes, all due at once, and no other for long."""
+    made = Nemesis(field, "1", list(dict.fromkeys(names)), 0.0)
+    strokes = [Stroke(0.0, name, f"1 {number} {name}") for number, name in enumerate(names)]
+    made._coming, made._plan = strokes[0], iter([*strokes[1:], Stroke(1e9, names[0], "")])
+    return made
 
 
 def test_a_seed_gives_the_same_schedule_and_each_fault_once_before_any_twice() -> None:
@@ -69,8 +77,7 @@ def test_a_fault_that_came_to_nothing_is_tried_again_until_it_is_met(
     monkeypatch.setitem(FAULTS, "shy", Fault("shy", "redis", body))
     monkeypatch.setattr(nemesis, "AGAIN", 0.0)
     # Given a schedule in which it comes once
-    struck = Nemesis(field, "1", ["shy"], 0.0)
-    struck._plan = iter([nemesis.Stroke(1e9, "shy", "")])
+    struck = due(field, "shy")
     assert struck.unmet() == ["shy"]
     # When the nemesis goes on until it is met, then no try is left
     begun = [struck.tick() for _ in range(10)]
@@ -95,8 +102,7 @@ def test_a_fault_that_waits_for_a_better_moment_comes_back_as_it_was(
     monkeypatch.setitem(FAULTS, "patient", Fault("patient", "redis", body))
     monkeypatch.setattr(nemesis, "AGAIN", 0.0)
     # Given a fault that was met before, so that it is not asked for once more
-    struck = Nemesis(field, "1", ["patient"], 0.0)
-    struck._plan = iter([nemesis.Stroke(1e9, "patient", "")])
+    struck = due(field, "patient")
     field.met["patient"] = 1
     # When it says twice that this is not the moment, then it is tried until it strikes, once
     begun = [struck.tick() for _ in range(10)]
@@ -114,8 +120,7 @@ def test_two_workers_suffer_at_once_and_no_more(
     for name, site in (("blow", "worker"), ("hit", "worker"), ("cut", "worker"), ("drip", "gil")):
         monkeypatch.setitem(FAULTS, name, Fault(name, site, body))
     monkeypatch.setattr(nemesis, "SLOW", {"gil"})
-    struck = Nemesis(field, "1", ["blow", "hit", "cut", "drip"], 0.001)
-    time.sleep(0.1)
+    struck = due(field, *["blow", "hit", "cut", "drip"] * 25)
     begun = Counter(struck.tick() for _ in range(20))
     # Each but once: what waits for its moment must leave room for others
     assert begun.pop(None) == 17 and begun.pop("drip") == 1
@@ -208,7 +213,7 @@ def test_a_half_open_connection_does_not_tell_that_a_side_has_hung_up() -> None:
         proxy.blackhole()
         # When one side hangs up, then the other learns nothing of it
         client.close()
-        server.settimeout(0.5)
+        server.settimeout(0.5)  # that nothing comes has no event: it is a length of time
         with pytest.raises(TimeoutError):
             server.recv(1)
         # Until the network is back
@@ -226,8 +231,8 @@ def test_a_crowd_keeps_everybody_out_of_postgres() -> None:
         crowd = Crowd(server.url)
         crowd.start()
         try:
-            while not crowd.terminated:
-                time.sleep(0.01)
+            told, _, _ = select.select([member], [], [], 30)
+            assert told == [member]  # that it is terminated: Postgres says nothing else unasked
             with pytest.raises(psycopg2.OperationalError):
                 while True:  # until the crowd has what was broken
                     psycopg2.connect(server.url).close()
@@ -237,3 +242,4 @@ def test_a_crowd_keeps_everybody_out_of_postgres() -> None:
             crowd.stop()
             psycopg2.connect(server.url).close()
             server.stop()
+        assert crowd.terminated

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import ast
 import json
 import os
 import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import pytest
 import redis
@@ -26,6 +27,12 @@ def readme_block(language: str, holding: str) -> str:
     return block.text
 
 
+def run(code: str, environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    """A Python that has run `code` at the repository's root."""
+    argv = [sys.executable, "-c", code]
+    return subprocess.run(argv, env=environment, cwd=ROOT, capture_output=True, text=True)
+
+
 def test_the_diagram_is_that_of_the_table_of_moves() -> None:
     assert readme_block("mermaid", "stateDiagram").rstrip("\n") == diagram()
 
@@ -35,10 +42,12 @@ def test_the_readme_stays_short() -> None:
 
 
 def test_the_durable_example_runs(environment: dict[str, str]) -> None:
-    check = "assert app.conf.broker_transport == 'worker.broker.transport:Transport'"
-    code = f"{readme_block('python', 'durable(app)')}\n{check}\n"
+    code = f"{readme_block('python', 'durable(app)')}\nprint(app.conf.broker_transport)\n"
 
-    subprocess.run([sys.executable, "-c", code], env=environment, cwd=ROOT, check=True)
+    done = run(code, environment)
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "worker.broker.transport:Transport\n"
 
 
 @pytest.fixture
@@ -51,20 +60,17 @@ def worker(processes: Processes) -> None:
 def test_the_readmes_producers_run(
     environment: dict[str, str], settings: Settings, redis_url: str
 ) -> None:
-    example = readme_block("python", "with Client() as client:")
-    done = subprocess.run(
-        [sys.executable, "-c", example], env=environment, cwd=ROOT, check=True, capture_output=True
-    )
+    done = run(readme_block("python", "with Client() as client:"), environment)
     foreign = readme_block("python", "lpush") + "\nprint(message['headers']['id'])\n"
-    pushed = subprocess.run(
-        [sys.executable, "-c", foreign], env=environment, cwd=ROOT, check=True, capture_output=True
-    )
+    pushed = run(foreign, environment)
     *_, command, name, entry = shlex.split(readme_block("sh", "redis-cli"))
     with redis.Redis.from_url(redis_url) as client:
         client.execute_command(command, name, entry)
 
-    assert done.stdout.split()[0] == b"succeeded"
-    for job_id in (pushed.stdout.decode().strip(), json.loads(entry)["headers"]["id"]):
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[0] == "succeeded"
+    assert pushed.returncode == 0, pushed.stderr
+    for job_id in (pushed.stdout.strip(), json.loads(entry)["headers"]["id"]):
         assert wait_for(settings, job_id) is State.SUCCEEDED
 
 
@@ -87,7 +93,9 @@ def until(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
 
 @pytest.mark.parametrize("block", list(blocks("python")), ids=lambda block: block.page)
 def test_python_in_the_pages_compiles(block: Block) -> None:
-    compile(block.text, block.page, "exec")
+    code = compile(block.text, block.page, "exec")
+
+    assert code.co_names  # and it is not empty
 
 
 def test_what_is_imported_in_the_pages_exists() -> None:
@@ -98,7 +106,15 @@ def test_what_is_imported_in_the_pages_exists() -> None:
         if line.startswith(("from worker", "import worker"))
     }
     code = "\n".join(sorted(lines))
+    names = {
+        alias.asname or alias.name.partition(".")[0]
+        for node in ast.walk(ast.parse(code))
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+        for alias in node.names
+    }
+    tell = "print(*(name for name in dir() if not name.startswith('__')))"
 
-    subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, check=True, env={**os.environ, "PYTHONPATH": "."}
-    )
+    done = run(f"{code}\n{tell}\n", {**os.environ, "PYTHONPATH": "."})
+
+    assert done.returncode == 0, done.stderr
+    assert names and done.stdout.split() == sorted(names)

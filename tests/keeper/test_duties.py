@@ -29,7 +29,7 @@ from worker.ledger.database import Ledger
 from worker.ledger.enqueue import enqueue
 from worker.ledger.finish import finish
 from worker.ledger.read import read
-from worker.ledger.rescue import rescue, uptime
+from worker.ledger.rescue import rescue
 from worker.settings import Settings
 from worker.stack.postgres import PostgresServer
 from worker.stack.redis import RedisServer
@@ -245,6 +245,28 @@ def poison_at_once(post: Post, body: bytes) -> None:
     post.ledger.execute("DELETE FROM workers")
 
 
+class Watch:
+    """A rescuer on a clock of its own, which goes on with its rounds and else stands still."""
+
+    def __init__(self, post: Post) -> None:
+        self._post = post
+        self.rescuer, self.clock = Rescuer(), 1000.0
+
+    def rounds(self, count: int = 1) -> None:
+        for _ in range(count):
+            self.rescuer.run(self._post)
+            self.clock += Rescuer.every
+
+
+@pytest.fixture
+def watch(post: Post, monkeypatch: pytest.MonkeyPatch) -> Watch:
+    """A rescuer that has watched for more than two leases."""
+    made = Watch(post)
+    monkeypatch.setattr(rescuer_module, "boot_time", lambda: made.clock)
+    made.rounds(10)
+    return made
+
+
 def watched_for_long() -> Rescuer:
     rescuer = Rescuer()
     rescuer._watching_since = boot_time() - 600
@@ -334,100 +356,69 @@ def test_the_rescuer_first_watches_for_a_whole_lease(post: Post) -> None:
     assert time.monotonic() - began >= post.settings.lease_seconds
 
 
-def test_the_rescuer_starts_over_after_a_gap(post: Post, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_rescuer_starts_over_after_a_gap(post: Post, watch: Watch) -> None:
     # Given a rescuer that has watched for long, and then was stopped for a while
-    clock = [1000.0]
-    monkeypatch.setattr(rescuer_module, "boot_time", lambda: clock[0])
-    rescuer = Rescuer()
-    for _ in range(10):
-        rescuer.run(post)
-        clock[0] += 0.25
     fence = given.running(post.ledger, "a")
     given.expire(post.ledger, fence.lease)
-    clock[0] += 60
+    watch.clock += 60
 
     # Then it holds back for a lease
     for _ in range(4):
-        rescuer.run(post)
+        watch.rounds()
         assert given.state_of(post.ledger, "a") is State.RUNNING
-        clock[0] += 0.25
-    rescuer.run(post)
+    watch.rounds()
     assert given.state_of(post.ledger, "a") is State.QUEUED
 
 
 def test_the_rescuer_starts_over_after_an_outage(
-    post: Post, monkeypatch: pytest.MonkeyPatch
+    post: Post, watch: Watch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock = [1000.0]
-    monkeypatch.setattr(rescuer_module, "boot_time", lambda: clock[0])
-    rescuer, real = Rescuer(), uptime
-    for _ in range(10):
-        rescuer.run(post)
-        clock[0] += 0.25
     fence = given.running(post.ledger, "a")
     given.expire(post.ledger, fence.lease)
 
     def away(ledger: object) -> float:
         raise LedgerUnavailable("Postgres is not available.")
 
-    monkeypatch.setattr(rescuer_module, "uptime", away)
-    with pytest.raises(LedgerUnavailable):
-        rescuer.run(post)
-    monkeypatch.setattr(rescuer_module, "uptime", real)
+    with monkeypatch.context() as outage:
+        outage.setattr(rescuer_module, "uptime", away)
+        with pytest.raises(LedgerUnavailable):
+            watch.rounds()
 
-    rescuer.run(post)
+    watch.rounds()
 
     assert given.state_of(post.ledger, "a") is State.RUNNING
 
 
-def test_the_rescuer_starts_over_when_only_its_table_was_locked(
-    post: Post, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_rescuer_starts_over_when_only_its_table_was_locked(post: Post, watch: Watch) -> None:
     # Given a lease that expires while nobody gets at the workers' table, as in a VACUUM FULL
-    clock = [1000.0]
-    monkeypatch.setattr(rescuer_module, "boot_time", lambda: clock[0])
-    rescuer = Rescuer()
-    for _ in range(10):
-        rescuer.run(post)
-        clock[0] += 0.25
     fence = given.running(post.ledger, "a")
     given.expire(post.ledger, fence.lease)
     hurried = Ledger(post.settings.database_url.get_secret_value(), connect_timeout=0.25)
     with post.ledger.transaction() as connection:
         connection.execute(text("LOCK TABLE workers"))
         with pytest.raises(LedgerUnavailable):
-            rescuer.run(replace(post, ledger=hurried))
+            watch.rescuer.run(replace(post, ledger=hurried))
     hurried.close()
 
     # When it is free again
-    clock[0] += 0.25
-    rescuer.run(post)
+    watch.clock += Rescuer.every
+    watch.rounds()
 
     # Then its worker has a lease's time to renew
     assert given.state_of(post.ledger, "a") is State.RUNNING
 
 
 def test_a_keeper_that_leads_again_looks_for_what_another_condemned(
-    post: Post, monkeypatch: pytest.MonkeyPatch
+    post: Post, watch: Watch
 ) -> None:
-    # Given a rescuer that has looked back, and then did not lead for a while
-    clock = [1000.0]
-    monkeypatch.setattr(rescuer_module, "boot_time", lambda: clock[0])
-    rescuer = Rescuer()
-
-    def watch() -> None:
-        for _ in range(10):
-            rescuer.run(post)
-            clock[0] += 0.25
-
-    watch()
-    # and another one that condemned a job meanwhile and died
+    # Given a rescuer that has looked back and then did not lead for a while, and another one that
+    # condemned a job meanwhile and died
     poison_at_once(post, CHAIN)
     assert rescue(post.ledger, post.leadership, 1).poisoned == ("a",)
-    clock[0] += 60
+    watch.clock += 60
 
     # When it leads again
-    watch()
+    watch.rounds(10)
 
     # Then it ends the chain
     assert given.state_of(post.ledger, "last") is State.FAILED
@@ -469,15 +460,9 @@ def test_a_worker_that_renews_in_time_is_not_rescued(post: Post) -> None:
 
 
 def test_a_pod_that_dies_is_rescued_together_and_accuses_what_ran_alone(
-    post: Post, monkeypatch: pytest.MonkeyPatch
+    post: Post, watch: Watch
 ) -> None:
     # Given a worker and its isolated process, which died together under a job that ran alone
-    clock = [1000.0]
-    monkeypatch.setattr(rescuer_module, "boot_time", lambda: clock[0])
-    rescuer = Rescuer()
-    for _ in range(10):
-        rescuer.run(post)
-        clock[0] += 0.25
     own = given.running(post.ledger, "own", lease_id=given.lease(post.ledger, pod="host:1"))
     isolated = given.lease(post.ledger, pod="host:1", isolated=True)
     given.running(post.ledger, "guilty", lease_id=isolated)
@@ -490,11 +475,10 @@ def test_a_pod_that_dies_is_rescued_together_and_accuses_what_ran_alone(
         " expires_at = clock_timestamp() + interval '200 s' WHERE isolated"
     )
     for _ in range(2):
-        rescuer.run(post)
+        watch.rounds()
         assert given.state_of(post.ledger, "own") is State.RUNNING
-        clock[0] += 0.25
     given.expire(post.ledger, isolated)
-    rescuer.run(post)
+    watch.rounds()
 
     # Then both are rescued, and the loss counts for the one
     jobs = [given.job_of(post.ledger, job_id) for job_id in ("own", "guilty")]
