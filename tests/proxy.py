@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from urllib.parse import urlsplit, urlunsplit
 
-#: A simple query of Postgres's protocol ends in a NUL; psycopg2 sends COMMIT as one.
-_COMMIT = b"COMMIT\x00"
+#: How a statement begins that commits by itself, where it stands in no transaction.
+_WRITES = ("WITH", "INSERT", "UPDATE", "DELETE")
 #: Bytes of a query that are looked at to tell one statement from another.
 _KEPT = 400
 
@@ -33,9 +33,9 @@ class Proxy:
         self.refusing = False
         self.seconds = self.usual = 0.0
         self._drop_next = False
-        #: Set when the reply to a COMMIT was swallowed and its connection cut.
+        #: Set when the reply to a commit was swallowed and its connection cut.
         self.dropped = threading.Event()
-        #: What that COMMIT committed: the beginning of the last statement before it.
+        #: What was committed: the beginning of the last statement.
         self.dropped_statement = ""
         #: How often the network was felt: connections broken or refused, and pieces held back.
         self.harmed = 0
@@ -75,12 +75,15 @@ class Proxy:
         self._open.set()
 
     def drop_reply_after_next_commit(self) -> None:
-        """Forward the next COMMIT, wait for its reply, swallow it and break the connection."""
+        """Forward what commits next, wait for its reply, swallow it and break the connection.
+
+        That is a COMMIT, or a write outside of a transaction.
+        """
         self.dropped.clear()
         self._drop_next = True
 
     def spares(self, statement: str) -> bool:
-        """Whether the COMMIT of a transaction with this last statement is not dropped."""
+        """Whether the reply to the commit of this last statement is not dropped."""
         return False
 
     def close(self) -> None:
@@ -115,19 +118,15 @@ class Proxy:
     def _forward(
         self, pair: _Pair, source: socket.socket, sink: socket.socket, upwards: bool
     ) -> None:
-        tail = b""
         try:
             while data := source.recv(1 << 16):
                 self._hold_back()
-                if upwards:
-                    pair.note_statement(data)
-                wanted = upwards and self._drop_next and not self.spares(pair.statement)
-                if wanted and _COMMIT in tail + data:
+                commits = upwards and pair.note_statement(data)
+                if commits and self._drop_next and not self.spares(pair.statement):
                     self._drop_next, pair.doomed = False, True
                     self.dropped_statement = pair.statement
                 elif not upwards and pair.doomed:
                     break
-                tail = (tail + data)[1 - len(_COMMIT) :]
                 sink.sendall(data)
         except OSError:
             pass  # cut by the test, or closed by either side
@@ -152,14 +151,19 @@ class _Pair:
         self.is_open = True
         self.doomed = False
         self.statement = ""
+        self._is_together = False
 
-    def note_statement(self, data: bytes) -> None:
-        """Keep the beginning of a simple query: Q, its length in four bytes, its text."""
+    def note_statement(self, data: bytes) -> bool:
+        """Keep the beginning of a simple query: Q, its length in four bytes, its text. Whether it
+        commits. psycopg2 sends one at a time, BEGIN and COMMIT too."""
         if data[:1] != b"Q":
-            return
+            return False
         text = " ".join(data[5:_KEPT].decode(errors="replace").replace("\0", " ").split())
-        if not text.startswith(("BEGIN", "COMMIT", "ROLLBACK")):
-            self.statement = text[:60]
+        if text.startswith(("BEGIN", "COMMIT", "ROLLBACK")):
+            self._is_together = text.startswith("BEGIN")
+            return text.startswith("COMMIT")
+        self.statement = text[:60]
+        return not self._is_together and text.startswith(_WRITES)
 
     def close(self) -> None:
         self.is_open = False

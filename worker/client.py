@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from worker.broker.doorbells import Doorbells
 from worker.errors import Conflict, NotFound
-from worker.flows.enqueue import catalogue_of, check, enqueue
+from worker.flows.enqueue import Door, catalogue_of, check, enqueue
 from worker.flows.replay import replay
 from worker.jobs.job import Enqueued, Job, NewJob
 from worker.jobs.message import new_job
@@ -44,6 +44,7 @@ class Client:
             connect_timeout=timeout,
         )
         self.doorbells = Doorbells(self.settings.redis_url.get_secret_value(), timeout)
+        self._door = Door(self.ledger, self.doorbells)
 
     def enqueue(
         self,
@@ -77,10 +78,7 @@ class Client:
             job_id=job_id,
             max_bytes=self.settings.payload_max_bytes,
         )
-        check(self.catalogue(), job)
-        (answer,) = enqueue(self.ledger, self.doorbells, [job], atomic=True)
-        assert isinstance(answer, Enqueued)
-        return answer
+        return self._door.enqueue(job)
 
     def enqueue_many(
         self, jobs: Sequence[NewJob], *, atomic: bool = False

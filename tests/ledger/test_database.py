@@ -25,8 +25,9 @@ from worker.jobs.job import Finish, Message
 from worker.jobs.states import State
 from worker.ledger import migrate as migrate_module
 from worker.ledger import silence
-from worker.ledger.database import Ledger, NotDone, Refused
+from worker.ledger.database import Ledger
 from worker.ledger.enqueue import enqueue
+from worker.ledger.faults import NotDone, Refused
 from worker.ledger.finish import finish
 from worker.ledger.migrate import check_schema, migrate
 from worker.ledger.silence import Patience, patient

@@ -15,8 +15,9 @@ from worker.jobs.states import State
 from worker.ledger import enqueue as enqueue_module
 from worker.ledger.change import cancel, replay
 from worker.ledger.claim import claim
-from worker.ledger.database import Ledger, Refused
+from worker.ledger.database import Ledger
 from worker.ledger.enqueue import enqueue, insert_ended
+from worker.ledger.faults import Refused
 from worker.ledger.finish import finish
 from worker.ledger.read import counts
 

@@ -14,9 +14,10 @@ from worker.jobs.job import Ended, Fence, Finish
 from worker.jobs.states import State
 from worker.ledger.change import cancel
 from worker.ledger.claim import claim
-from worker.ledger.database import Ledger, Refused
+from worker.ledger.database import Ledger
 from worker.ledger.dispatch import dispatch_due
 from worker.ledger.enqueue import enqueue
+from worker.ledger.faults import Refused
 from worker.ledger.finish import finish, note_progress
 from worker.ledger.read import read
 from worker.ledger.rescue import rescue

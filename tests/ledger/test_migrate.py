@@ -63,9 +63,9 @@ def test_a_missing_schema_is_told(databases: Databases) -> None:
 
 
 def test_an_older_schema_is_told(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(migrate_module, "head", lambda: "0003")  # as code one migration ahead
+    monkeypatch.setattr(migrate_module, "head", lambda: "0004")  # as code one migration ahead
     ledger = ledger_at(database_url)
-    with pytest.raises(SchemaOutdated, match=f"at {head()}, this code needs 0003"):
+    with pytest.raises(SchemaOutdated, match=f"at {head()}, this code needs 0004"):
         check_schema(ledger)
     ledger.close()
 

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 
 import pytest
+from sqlalchemy import text
 
 from tests.ledger import given
 from tests.proxy import Proxy
@@ -426,3 +427,21 @@ def test_an_end_that_takes_longer_than_an_answer_may_is_waited_for(
     assert told.written == ["a"]
     assert given.state_of(ledger, "a") is State.SUCCEEDED
     writer.stop()
+
+
+def test_a_busy_writer_gathers_and_an_idle_one_does_not_wait(
+    ledger: Ledger, writer: Writer, told: Written, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a time to gather that nobody could wait for
+    monkeypatch.setattr(writer_module, "GATHER", 10 * given.PATIENCE)
+    fences = [given.running(ledger, str(number)) for number in range(BATCH + 1)]
+    with ledger.transaction() as locking:
+        locking.execute(text("LOCK TABLE jobs IN SHARE MODE"))
+        # When one end comes, and more while it is written
+        writer.put(given.success(fences[0]))
+        given.until(lambda: not writer._pending)  # it is being written
+        for fence in fences[1:]:
+            writer.put(given.success(fence))
+    # Then it was written at once, and the others together as soon as they filled a batch
+    assert writer.flush(given.PATIENCE)
+    assert told.batches == [1, BATCH]

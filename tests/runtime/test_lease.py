@@ -173,8 +173,8 @@ def test_waiting_for_a_slot_ends_when_a_job_does(holder: Holder) -> None:
     claims.reserve(["a"])
     claims.grant(fence)
     started = time.monotonic()
-    assert claims.wait_for_slot(0.05) == 0
+    assert claims.wait_for_slots(1, 0.05) == 0
     assert time.monotonic() - started >= 0.05
     claims.move(fence, Phase.ENDED)
-    assert claims.wait_for_slot(5) == 1
+    assert claims.wait_for_slots(1, 5) == 1
     assert read(holder.ledger, "a") is None

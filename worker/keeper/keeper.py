@@ -16,8 +16,9 @@ from worker.broker.doorbells import Doorbells
 from worker.errors import BrokerUnavailable, LeaseLost, LedgerError, LedgerUnavailable
 from worker.jobs.job import Ring
 from worker.keeper.health import LEADING, ROUND_SECONDS, Health
-from worker.ledger.database import ANSWERS, Ledger, NotDone
+from worker.ledger.database import ANSWERS, Ledger
 from worker.ledger.effort import Effort
+from worker.ledger.faults import NotDone
 from worker.ledger.leader import Leadership
 from worker.ledger.migrate import check_schema
 from worker.ledger.silence import patient

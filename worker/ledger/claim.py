@@ -9,6 +9,7 @@ from sqlalchemy import Connection, text
 from worker.jobs.job import Claim, Fence, Message, NewJob
 from worker.ledger.database import Ledger
 from worker.ledger.enqueue import insert
+from worker.ledger.guards import QUEUED
 
 #: The suspicion at which a job runs in a process that holds nothing else.
 ALONE = 2
@@ -23,26 +24,26 @@ _MINE = """
     )
 """
 
-_GRANT = """
+_GRANT = f"""
     UPDATE jobs
     SET state = 'running', attempt = attempt + 1, lease = mine.lease, worker = mine.name,
         started_at = clock_timestamp(), progress = NULL, progress_state = NULL
     FROM wanted, mine
-    WHERE jobs.id = wanted.id AND jobs.state = 'queued'
+    WHERE jobs.id = wanted.id AND jobs.state = {QUEUED}
     RETURNING jobs.id, jobs.attempt, jobs.lease, jobs.task, jobs.queue, jobs.envelope, jobs.body,
               jobs.lost, jobs.suspicion
-"""
+"""  # noqa: S608 -- constants of the ledger
 
 _CLAIM = text(f"""
     WITH {_MINE}, wanted AS MATERIALIZED (
         SELECT jobs.id FROM jobs, mine
-        WHERE jobs.id = ANY(CAST(:ids AS text[])) AND jobs.state = 'queued' AND jobs.suspicion = 0
+        WHERE jobs.id = ANY(CAST(:ids AS text[])) AND jobs.state = {QUEUED} AND jobs.suspicion = 0
           AND (jobs.expires_at IS NULL OR jobs.expires_at > clock_timestamp())
         ORDER BY jobs.id
         FOR UPDATE OF jobs
     )
     {_GRANT}
-""")  # noqa: S608 -- constants of this module
+""")  # noqa: S608 -- constants of the ledger
 
 # Looked at without a lock, because an isolated process that must wait looks again and again.
 _OLDEST_SUSPECT = text("""
@@ -68,7 +69,7 @@ _CLAIM_SUSPECTS = text(f"""
         FOR UPDATE OF jobs SKIP LOCKED
     )
     {_GRANT}
-""")  # noqa: S608 -- constants of this module
+""")  # noqa: S608 -- constants of the ledger
 
 _HELD = text("""
     SELECT id, attempt, lease, task, queue, envelope, body, lost, suspicion FROM jobs
@@ -91,8 +92,7 @@ def claim(ledger: Ledger, lease: str, ids: Sequence[str]) -> list[Claim]:
     Raises:
         Unavailable: Postgres is away; call again with the same ids before giving them up.
     """
-
-    return ledger.run(lambda connection: _all_claims(connection, lease, ids)) if ids else []
+    return ledger.run_each(lambda connection: _all_claims(connection, lease, ids)) if ids else []
 
 
 def adopt(ledger: Ledger, lease: str, jobs: Sequence[NewJob]) -> list[Claim]:
@@ -109,7 +109,7 @@ def adopt(ledger: Ledger, lease: str, jobs: Sequence[NewJob]) -> list[Claim]:
         insert(connection, jobs)
         return _all_claims(connection, lease, [job.id for job in jobs])
 
-    return ledger.run(work) if jobs else []
+    return ledger.run_each(work) if jobs else []
 
 
 def claim_suspects(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, TypeVar
 
+import psycopg2
 from sqlalchemy import (
     Connection,
     Engine,
@@ -16,27 +17,13 @@ from sqlalchemy import (
     event,
     text,
 )
-from sqlalchemy.exc import DataError, DBAPIError, InterfaceError, OperationalError, ProgrammingError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from worker.errors import InvalidSettings, LedgerError, LedgerUnavailable, SchemaMissing
-from worker.ledger.silence import NoAnswer, Patience, patience
+from worker.errors import LedgerUnavailable
+from worker.ledger.faults import READ_ONLY, ConnectionLost, TryAgain, translated
+from worker.ledger.silence import Patience, patience
 
 T = TypeVar("T")
 
-#: SQLSTATEs after which the same transaction may simply be tried again.
-_DEADLOCK, _SERIALIZATION = "40P01", "40001"
-#: The server refuses or ends the session: crash, shutdown, too many connections, starting up.
-_AWAY_CLASSES = ("08", "57P", "53", "25P03")
-#: What is wrong with the data: out of range, against a constraint, or too large for an index.
-_REFUSED_CLASSES = ("22", "23", "54")
-_UNDEFINED_TABLE = "42P01"
-#: A write where none is taken: after a failover the connection leads to what is a standby now.
-_READ_ONLY = "25006"
-#: What Postgres could not do, though it is there: it took too long, for a timeout or whoever ended
-#: the statement, or a lock did; or it met a fault of its own, in the system below it or in itself
-#: (XX). A restart of ours would mend neither.
-_NOT_DONE_CLASSES = ("57014", "55P03", "58", "XX")
 _TRIES = 5
 #: The longest wait for an answer, in connect timeouts.
 ANSWERS = 2
@@ -55,10 +42,6 @@ _SET_BOUNDS = """
                            THEN %s::text ELSE setting END, false)
     FROM pg_settings WHERE name = 'statement_timeout'
 """
-
-
-class Refused(LedgerError):
-    """Postgres refuses the data itself: trying again cannot help."""
 
 
 class Ledger:
@@ -96,6 +79,7 @@ class Ledger:
             pool_size=connections,
             max_overflow=0,
             pool_timeout=connect_timeout,
+            isolation_level="AUTOCOMMIT",  # outside of `transaction`
             hide_parameters=True,  # bodies and results must not get into a log
             pool_pre_ping=False,  # one more round trip; a dead connection is met by a retry
             connect_args={
@@ -133,9 +117,24 @@ class Ledger:
             Unavailable: Postgres is away; whether a commit in flight took effect is unknown.
             Refused: Postgres refuses the data.
         """
-        with translated(), self.engine.begin() as connection:
+        with translated(), self.engine.connect() as connection, _together(connection):
             if (milliseconds := self._unusual_bound()) is not None:
                 connection.execute(text(f"SET LOCAL statement_timeout = {milliseconds:d}"))
+            yield connection
+
+    @contextmanager
+    def each(self) -> Iterator[Connection]:
+        """A connection on which each statement commits by itself: one round trip, where a
+        transaction of one statement takes three.
+
+        Raises:
+            Unavailable, Refused: as `transaction`.
+        """
+        if self._unusual_bound() is not None:  # which is set for a transaction
+            with self.transaction() as connection:
+                yield connection
+            return
+        with translated(), self.engine.connect() as connection:
             yield connection
 
     def run(self, work: Callable[[Connection], T]) -> T:
@@ -147,11 +146,26 @@ class Ledger:
         Raises:
             Unavailable, Refused: as `transaction`.
         """
+        return self._run(self.transaction, work)
+
+    def run_each(self, work: Callable[[Connection], T]) -> T:
+        """As `run`, but each statement of `work` commits by itself.
+
+        Raises:
+            Unavailable, Refused: as `transaction`.
+        """
+        return self._run(self.each, work)
+
+    def _run(
+        self,
+        connect: Callable[[], AbstractContextManager[Connection]],
+        work: Callable[[Connection], T],
+    ) -> T:
         for attempt in range(_TRIES):
             try:
-                with self.transaction() as connection:
+                with connect() as connection:
                     return work(connection)
-            except _Again:
+            except TryAgain:
                 if attempt == _TRIES - 1:
                     raise
             except LedgerUnavailable as exc:
@@ -160,7 +174,7 @@ class Ledger:
         raise AssertionError("unreachable")
 
     def rows(self, statement: TextClause, parameters: Mapping[str, Any] | None = None) -> list[Any]:
-        """One statement in a transaction of its own; its rows, `[]` when it returns none.
+        """One statement, committed; its rows, `[]` when it returns none.
 
         Raises:
             Unavailable, Refused: as `transaction`.
@@ -170,7 +184,7 @@ class Ledger:
             result = connection.execute(statement, parameters or {})
             return list(result) if result.returns_rows else []
 
-        return self.run(work)
+        return self.run_each(work)
 
     def execute(self, sql: str, parameters: Mapping[str, Any] | None = None) -> list[Any]:
         """`rows` of a statement given as text."""
@@ -195,77 +209,29 @@ class Ledger:
         connection.commit()
 
 
+@contextmanager
+def _together(connection: Connection) -> Iterator[None]:
+    """The statements of the block are one transaction of `connection`, which else commits each."""
+    driver: Any = connection.connection.dbapi_connection
+    driver.autocommit = False  # unlike a change of the isolation level it takes no round trip
+    try:
+        with connection.begin():
+            yield
+    finally:
+        try:
+            driver.autocommit = True
+        except psycopg2.Error:  # it is broken, or not out of the transaction: nobody may use it
+            connection.invalidate()
+
+
 def _leave_a_standby(context: ExceptionContext) -> None:
     """Drop the connections to what became a standby: new ones may lead to the primary."""
-    if getattr(context.original_exception, "pgcode", None) == _READ_ONLY:
+    if getattr(context.original_exception, "pgcode", None) == READ_ONLY:
         context.is_disconnect = True
-
-
-class NotDone(LedgerUnavailable):
-    """Postgres did not do this in time, or met a fault of its own. Less at once may be done, or the
-    same in more time; it may also be away."""
-
-
-class ConnectionLost(LedgerUnavailable):
-    """An established connection broke; a new one may work at once."""
-
-
-class _Again(LedgerUnavailable):
-    """A deadlock or serialization failure: Postgres rolled back, try again."""
-
-
-@contextmanager
-def translated() -> Iterator[None]:
-    """Turn what SQLAlchemy and psycopg2 raise into `worker.errors`."""
-    try:
-        yield
-    except PoolTimeout:
-        raise LedgerUnavailable(
-            "No connection to Postgres became free in time; try again, or allow more connections."
-        ) from None
-    except DBAPIError as exc:
-        meaning = _meaning(exc)
-        # Postgres quotes the refused row in its detail: the cause must not get into a log.
-        raise meaning from None if isinstance(meaning, Refused) else exc
-    except UnicodeEncodeError as exc:
-        raise Refused("Postgres refuses a lone surrogate in text.") from exc
-    except ValueError as exc:
-        if "NUL" not in str(exc):  # psycopg2 refuses a NUL in text before it is sent
-            raise
-        raise Refused("Postgres refuses a NUL character in text.") from exc
-
-
-def _meaning(error: DBAPIError) -> Exception:
-    if isinstance(error.orig, NoAnswer):  # not tried again: the next wait would be as long
-        return NotDone(f"Postgres is not available: {error.orig}.")
-    state = getattr(error.orig, "pgcode", None) or ""
-    if state in (_DEADLOCK, _SERIALIZATION):
-        return _Again("Postgres rolled the transaction back because of a concurrent one.")
-    if state == _READ_ONLY:
-        return ConnectionLost("This Postgres takes no writes: it is a standby, or set read-only.")
-    if error.connection_invalidated or (not state and isinstance(error, InterfaceError)):
-        return ConnectionLost("The connection to Postgres was lost; try again.")
-    if state.startswith(_AWAY_CLASSES) or (not state and isinstance(error, OperationalError)):
-        return LedgerUnavailable(f"Postgres is not available: {first_line(error.orig)}")
-    if state.startswith(_NOT_DONE_CLASSES):
-        return NotDone(f"Postgres could not do it: {first_line(error.orig)}")
-    if isinstance(error, DataError) or state.startswith(_REFUSED_CLASSES):
-        return Refused(f"Postgres refuses the data: {first_line(error.orig)}")
-    if not state and isinstance(error, ProgrammingError):
-        return InvalidSettings(f"DATABASE_URL cannot be used: {first_line(error.orig)}")
-    if state == _UNDEFINED_TABLE:
-        return SchemaMissing()
-    return error
 
 
 def _milliseconds(seconds: float) -> int:
     return max(1, round(seconds * 1000)) if seconds else 0
-
-
-def first_line(error: BaseException | None) -> str:
-    """The first line of an error's text: what it says, without hints and the statement."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 def columns(rows: Sequence[Sequence[Any]], width: int) -> list[list[Any]]:

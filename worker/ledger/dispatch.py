@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, text
+from typing import Any
+
+from sqlalchemy import Connection, TextClause, text
 
 from worker.jobs.job import Ring
 from worker.ledger.database import Ledger
@@ -10,20 +12,28 @@ from worker.ledger.leader import Leadership
 
 #: Jobs moved in one transaction.
 BATCH = 500
+#: Jobs looked at for those whose doorbell is late.
+WINDOW = 10_000
 
-_DUE = text("""
+# The guard of what is found by its id. With `= 'queued'` Postgres may take the partial index of
+# that state instead, of which statistics from before a backlog say that it is empty, and read a
+# million entries of it for each id.
+_QUEUED = "jobs.state = (SELECT 'queued')"
+_SCHEDULED = "jobs.state = (SELECT 'scheduled')"
+
+_DUE = text(f"""
     WITH due AS MATERIALIZED (
         SELECT id FROM jobs
-        WHERE state = 'scheduled' AND run_at <= clock_timestamp()
+        WHERE state = 'scheduled' AND run_at <= statement_timestamp()
         ORDER BY run_at LIMIT :batch
         FOR UPDATE SKIP LOCKED
     )
     UPDATE jobs
     SET state = 'queued', dispatch_seq = nextval('dispatch_seq'),
         dispatched_at = clock_timestamp(), rings = 1
-    FROM due WHERE jobs.id = due.id AND jobs.state = 'scheduled'
+    FROM due WHERE jobs.id = due.id AND {_SCHEDULED}
     RETURNING jobs.id, jobs.list, jobs.dispatch_seq
-""")
+""")  # noqa: S608 -- constants of this module
 
 # A loose index scan: one probe a list, however many jobs wait in it.
 _LISTS = text("""
@@ -38,39 +48,45 @@ _LISTS = text("""
     SELECT list FROM lists WHERE list IS NOT NULL
 """)
 
-# Below the front of its list, or anywhere when the list is empty: it was popped and never claimed.
-_LOST = text("""
-    WITH lost AS MATERIALIZED (
-        SELECT id FROM jobs
-        WHERE state = 'queued' AND list = :list AND suspicion = 0
-          AND (CAST(:front AS bigint) IS NULL OR dispatch_seq < :front)
-          AND dispatched_at < clock_timestamp() - :grace * interval '1 second'
-        ORDER BY dispatch_seq LIMIT :batch
-        FOR UPDATE SKIP LOCKED
+# A list's rows in the order of their dispatch, which is the order of time too. Those that wait
+# longest are looked at, and no more, however many wait: behind so many in Redis nothing is late.
+_RING_AGAIN = """
+    WITH longest AS (
+        SELECT id, dispatched_at, rings FROM jobs
+        WHERE state = 'queued' AND list = :list AND suspicion = 0 AND {where}
+        ORDER BY dispatch_seq LIMIT :window
+    ), late AS MATERIALIZED (
+        SELECT id FROM longest WHERE {late} LIMIT :batch
+    ), locked AS MATERIALIZED (
+        SELECT id FROM jobs JOIN late USING (id)
+        WHERE {queued} AND jobs.list = :list AND jobs.suspicion = 0 AND {late}
+        FOR UPDATE OF jobs SKIP LOCKED
     )
     UPDATE jobs
     SET dispatch_seq = nextval('dispatch_seq'), dispatched_at = clock_timestamp(),
         rings = LEAST(rings + 1, 1000)
-    FROM lost WHERE jobs.id = lost.id AND jobs.state = 'queued'
+    FROM locked WHERE jobs.id = locked.id AND {queued}
     RETURNING jobs.id, jobs.list, jobs.dispatch_seq
-""")
+"""
+
+# Below the front of its list, or anywhere when the list is empty: it was popped and never claimed.
+_LOST = text(
+    _RING_AGAIN.format(
+        queued=_QUEUED,
+        where="(CAST(:front AS bigint) IS NULL OR dispatch_seq < :front)",
+        late="dispatched_at < statement_timestamp() - :grace * interval '1 second'",
+    )
+)
 
 # Nothing is known of the list's front: ring after a minute, then two, four, … up to an hour.
-_UNSURE = text("""
-    WITH unsure AS MATERIALIZED (
-        SELECT id FROM jobs
-        WHERE state = 'queued' AND list = :list AND suspicion = 0
-          AND dispatched_at < clock_timestamp()
-              - LEAST(60 * power(2, LEAST(rings, 10) - 1), 3600) * interval '1 second'
-        ORDER BY dispatch_seq LIMIT :batch
-        FOR UPDATE SKIP LOCKED
+_UNSURE = text(
+    _RING_AGAIN.format(
+        queued=_QUEUED,
+        where="true",
+        late="dispatched_at < statement_timestamp()"
+        " - LEAST(60 * power(2, LEAST(rings, 10) - 1), 3600) * interval '1 second'",
     )
-    UPDATE jobs
-    SET dispatch_seq = nextval('dispatch_seq'), dispatched_at = clock_timestamp(),
-        rings = LEAST(rings + 1, 1000)
-    FROM unsure WHERE jobs.id = unsure.id AND jobs.state = 'queued'
-    RETURNING jobs.id, jobs.list, jobs.dispatch_seq
-""")
+)
 
 
 def dispatch_due(ledger: Ledger, leadership: Leadership | None) -> list[Ring]:
@@ -110,8 +126,8 @@ def take_lost(
     def work(connection: Connection) -> list[Ring]:
         if leadership is not None:
             leadership.check(connection)
-        parameters = {"list": name, "front": front, "grace": grace, "batch": BATCH}
-        return [Ring(*row) for row in connection.execute(_LOST, parameters)]
+        parameters = {"list": name, "front": front, "grace": grace}
+        return _rung(connection, _LOST, parameters)
 
     return ledger.run(work)
 
@@ -122,6 +138,11 @@ def take_unsure(ledger: Ledger, leadership: Leadership | None, name: str) -> lis
     def work(connection: Connection) -> list[Ring]:
         if leadership is not None:
             leadership.check(connection)
-        return [Ring(*row) for row in connection.execute(_UNSURE, {"list": name, "batch": BATCH})]
+        return _rung(connection, _UNSURE, {"list": name})
 
     return ledger.run(work)
+
+
+def _rung(connection: Connection, statement: TextClause, parameters: dict[str, Any]) -> list[Ring]:
+    bounds = {"batch": BATCH, "window": WINDOW}
+    return [Ring(*row) for row in connection.execute(statement, parameters | bounds)]

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, TextClause, text
 
 from worker.errors import Conflict
 from worker.jobs.ids import checked_id
@@ -16,46 +16,52 @@ from worker.ledger.database import Ledger, batches, columns
 #: Rows in one INSERT: large enough to amortise the round trip, small enough to bound memory.
 BATCH = 1000
 
-_INSERT = text("""
-    INSERT INTO jobs (id, task, queue, list, priority, state, run_at, expires_at, dispatch_seq,
-                      dispatched_at, rings, key, fingerprint, parent_id, root_id, group_id,
-                      envelope, body)
-    SELECT id, task, queue, list, priority,
-           CASE WHEN delay > 0 THEN 'scheduled' ELSE 'queued' END,
-           CASE WHEN delay > 0 THEN clock_timestamp() + delay * interval '1 second' END,
-           clock_timestamp() + expires * interval '1 second',
-           CASE WHEN delay > 0 THEN NULL ELSE nextval('dispatch_seq') END,
-           CASE WHEN delay > 0 THEN NULL ELSE clock_timestamp() END,
-           CASE WHEN delay > 0 THEN 0 ELSE 1 END,
-           key, fingerprint, parent_id, root_id, group_id, envelope, body
-    FROM unnest(CAST(:id AS text[]), CAST(:task AS text[]), CAST(:queue AS text[]),
-                CAST(:list AS text[]), CAST(:priority AS smallint[]), CAST(:delay AS float8[]),
-                CAST(:expires AS float8[]), CAST(:key AS text[]), CAST(:fingerprint AS bytea[]),
-                CAST(:parent_id AS text[]), CAST(:root_id AS text[]), CAST(:group_id AS text[]),
-                CAST(:envelope AS text[]), CAST(:body AS bytea[]))
-         AS new (id, task, queue, list, priority, delay, expires, key, fingerprint, parent_id,
-                 root_id, group_id, envelope, body)
-    ORDER BY id COLLATE "C"
-    ON CONFLICT DO NOTHING
-    RETURNING id, list, dispatch_seq
-""")
+#: What a new row is made of, with the types of Postgres.
+_FIELDS = {
+    "id": "text",
+    "task": "text",
+    "queue": "text",
+    "list": "text",
+    "priority": "smallint",
+    "delay": "float8",
+    "expires": "float8",
+    "key": "text",
+    "fingerprint": "bytea",
+    "parent_id": "text",
+    "root_id": "text",
+    "group_id": "text",
+    "envelope": "text",
+    "body": "bytea",
+}
 
-_FIELDS = (
-    "id",
-    "task",
-    "queue",
-    "list",
-    "priority",
-    "delay",
-    "expires",
-    "key",
-    "fingerprint",
-    "parent_id",
-    "root_id",
-    "group_id",
-    "envelope",
-    "body",
-)
+
+def _insert_from(rows: str) -> TextClause:
+    # In one order everywhere: who inserts a key or an id that another transaction has just inserted
+    # waits for its end, and two opposite batches would wait for each other.
+    return text(f"""
+        INSERT INTO jobs (id, task, queue, list, priority, state, run_at, expires_at, dispatch_seq,
+                          dispatched_at, rings, key, fingerprint, parent_id, root_id, group_id,
+                          envelope, body)
+        SELECT id, task, queue, list, priority,
+               CASE WHEN delay > 0 THEN 'scheduled' ELSE 'queued' END,
+               CASE WHEN delay > 0 THEN clock_timestamp() + delay * interval '1 second' END,
+               clock_timestamp() + expires * interval '1 second',
+               CASE WHEN delay > 0 THEN NULL ELSE nextval('dispatch_seq') END,
+               CASE WHEN delay > 0 THEN NULL ELSE clock_timestamp() END,
+               CASE WHEN delay > 0 THEN 0 ELSE 1 END,
+               key, fingerprint, parent_id, root_id, group_id, envelope, body
+        FROM {rows}
+        ORDER BY key COLLATE "C" NULLS FIRST, id COLLATE "C"
+        ON CONFLICT DO NOTHING
+        RETURNING id, list, dispatch_seq
+    """)  # noqa: S608 -- constants of this module
+
+
+_ARRAYS = ", ".join(f"CAST(:{name} AS {kind}[])" for name, kind in _FIELDS.items())
+_VALUES = ", ".join(f"CAST(:{name} AS {kind}) AS {name}" for name, kind in _FIELDS.items())
+_INSERT = _insert_from(f"unnest({_ARRAYS}) AS new ({', '.join(_FIELDS)})")
+#: The same for a lone job: half the time of a lone enqueue's statement is spent on the arrays.
+_INSERT_ONE = _insert_from(f"(SELECT {_VALUES}) AS new")
 
 # A job replaced by a canvas waits for ever, until the canvas's last step brings its message. A
 # later step of a failed chain has ended without ever having been enqueued: when the failed one is
@@ -114,19 +120,25 @@ def enqueue(
     """
     for job in jobs:
         checked_id(job.id)
-    if atomic:
+    if atomic and len(jobs) > 1:
         return list(ledger.run(lambda connection: _insert_all_or_none(connection, jobs)))
     answers: list[Enqueued | Conflict] = []
-    for batch in batches(jobs, BATCH, size_of):
-        answers += ledger.run(lambda connection, batch=batch: insert(connection, batch))  # type: ignore[misc] # a lambda's default
+    for batch in batches(jobs, BATCH, size_of):  # one statement each, but for what conflicts
+        answers += ledger.run_each(lambda connection, batch=batch: insert(connection, batch))  # type: ignore[misc] # a lambda's default
+    if atomic:
+        _raise_conflict(answers)
     return answers
 
 
 def insert(connection: Connection, jobs: Sequence[NewJob]) -> list[Enqueued | Conflict]:
-    """Insert `jobs` in the caller's transaction; see `enqueue`."""
+    """Insert `jobs` on the caller's connection; see `enqueue`. Bears to be done in parts."""
+    lone = len(jobs) == 1
+    rows = connection.execute(
+        _INSERT_ONE if lone else _INSERT, _values(jobs[0]) if lone else _arrays(jobs)
+    )
     created = {
         row.id: Ring(row.id, row.list, row.dispatch_seq) if row.dispatch_seq else None
-        for row in connection.execute(_INSERT, _parameters(jobs))
+        for row in rows
     }
     repeated = {job_id for job_id, times in Counter(job.id for job in jobs).items() if times > 1}
     unsure = [job for job in jobs if job.id not in created or job.id in repeated]
@@ -162,23 +174,26 @@ def _insert_all_or_none(
     answers: list[Enqueued | Conflict] = []
     for batch in batches(jobs, BATCH, size_of):
         answers += insert(connection, batch)
-    for answer in answers:
-        if isinstance(answer, Conflict):
-            raise answer
+    _raise_conflict(answers)
     return answers
 
 
-def _parameters(jobs: Sequence[NewJob]) -> dict[str, Any]:
-    rows = [
-        (
-            *(getattr(job, name) for name in _FIELDS[:8]),
-            job.fingerprint,
-            *(getattr(job, name) for name in _FIELDS[9:12]),
-            job.message.envelope,
-            job.message.body,
-        )
-        for job in jobs
-    ]
+def _raise_conflict(answers: Sequence[Enqueued | Conflict]) -> None:
+    for answer in answers:
+        if isinstance(answer, Conflict):
+            raise answer
+
+
+def _values(job: NewJob) -> dict[str, Any]:
+    return {
+        **{name: getattr(job, name, None) for name in _FIELDS},
+        "envelope": job.message.envelope,
+        "body": job.message.body,
+    }
+
+
+def _arrays(jobs: Sequence[NewJob]) -> dict[str, Any]:
+    rows = [tuple(_values(job).values()) for job in jobs]
     return dict(zip(_FIELDS, columns(rows, len(_FIELDS)), strict=True))
 
 

@@ -15,7 +15,8 @@ from alembic.util import CommandError
 from sqlalchemy import Connection, text
 
 from worker.errors import SchemaMissing, SchemaNewer, SchemaOutdated
-from worker.ledger.database import Ledger, NotDone
+from worker.ledger.database import Ledger
+from worker.ledger.faults import NotDone
 
 #: Any number, the same in every replica: "ledger" in ASCII. Transaction-scoped, so that a
 #: transaction pooler cannot leak it.

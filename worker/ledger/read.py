@@ -6,11 +6,16 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
-from sqlalchemy import text
+from sqlalchemy import Connection, text
 
 from worker.jobs.job import Attempt, Job, Message
-from worker.jobs.states import State
+from worker.jobs.states import FINAL, State
 from worker.ledger.database import Ledger
+
+#: Jobs that have ended in one state and are counted; more are estimated.
+EXACT = 100_000
+#: Jobs looked through by one statement: the first one of a list, and the last.
+FIRST_WINDOW, LAST_WINDOW = 1000, 16_000
 
 _COLUMNS = """
     id, task, queue, priority, state, attempt, lost, suspicion > 0 AS suspect, created_at,
@@ -20,16 +25,39 @@ _COLUMNS = """
 """
 
 _BY_IDS = text(f"""
-    SELECT {_COLUMNS} FROM jobs WHERE id = ANY(CAST(:ids AS text[]))
+    SELECT {_COLUMNS} FROM jobs WHERE id = ANY(CAST(:ids AS text[])) ORDER BY id DESC
 """)  # noqa: S608 -- constants of this module
 
-_LIST = text(f"""
+_FILTERS = """
+    (CAST(:state AS text) IS NULL OR state = :state)
+    AND (CAST(:queue AS text) IS NULL OR queue = :queue)
+    AND (CAST(:task AS text) IS NULL OR task = :task)
+    AND (CAST(:before AS text) IS NULL OR id < :before)
+"""
+
+# Dead letters are found in the index `jobs_listed` alone, and without a filter in the key's; their
+# rows, which are wide, are read for the page only.
+_LISTED = text(f"""
     SELECT {_COLUMNS} FROM jobs
-    WHERE (CAST(:state AS text) IS NULL OR state = :state)
-      AND (CAST(:queue AS text) IS NULL OR queue = :queue)
-      AND (CAST(:task AS text) IS NULL OR task = :task)
-      AND (CAST(:before AS text) IS NULL OR id < :before)
-    ORDER BY id DESC LIMIT :limit
+    WHERE id = ANY(ARRAY(SELECT id FROM jobs WHERE {_FILTERS} ORDER BY id DESC LIMIT :limit))
+    ORDER BY id DESC
+""")  # noqa: S608 -- constants of this module
+
+# All that is in a state with an index of its own, in whatever order: looked for by id, the few that
+# wait in a forgotten queue are behind everything that came since.
+_WHOLE = text(f"""
+    WITH whole AS MATERIALIZED (SELECT id, state, queue, task FROM jobs WHERE state = :state)
+    SELECT {_COLUMNS} FROM jobs
+    WHERE id = ANY(ARRAY(SELECT id FROM whole WHERE {_FILTERS} ORDER BY id DESC LIMIT :limit))
+    ORDER BY id DESC
+""")  # noqa: S608 -- constants of this module
+
+_WINDOW = text(f"""
+    SELECT min(id) AS last, count(*) AS seen,
+           array_agg(id ORDER BY id DESC) FILTER (WHERE {_FILTERS}) AS ids
+    FROM (SELECT id, state, queue, task FROM jobs
+          WHERE CAST(:before AS text) IS NULL OR id < :before
+          ORDER BY id DESC LIMIT :window) AS newest
 """)  # noqa: S608 -- constants of this module
 
 _ATTEMPTS = text("""
@@ -42,7 +70,29 @@ _COUNTS = text("""
     SELECT state, count(*) AS jobs FROM jobs WHERE id = ANY(CAST(:ids AS text[])) GROUP BY state
 """)
 
-_COUNT_ALL = text("SELECT state, count(*) AS jobs FROM jobs GROUP BY state")
+# Each state in the order of an index of its own, so that no row is read for it.
+_COUNT_EACH = text(
+    " UNION ALL ".join(
+        f"""
+        SELECT '{state}' AS state, count(*) AS jobs
+        FROM (SELECT FROM jobs WHERE state = '{state}' ORDER BY {order} LIMIT {limit}) AS counted
+        """  # noqa: S608 -- constants of this module
+        for state, order, limit in (
+            (State.SCHEDULED, "run_at", "ALL"),
+            (State.QUEUED, "list, dispatch_seq", "ALL"),
+            (State.RUNNING, "lease", "ALL"),
+            (State.SUCCEEDED, "finished_at", ":most"),
+            (State.FAILED, "id", ":most"),
+            (State.CANCELLED, "id", ":most"),
+        )
+    )
+)
+
+_BY_INDEX = text("""
+    SELECT set_config('enable_seqscan', 'off', true), set_config('enable_bitmapscan', 'off', true)
+""")
+
+_EXPECTED = text("EXPLAIN (FORMAT JSON) SELECT FROM jobs WHERE state = :state")
 
 _SAME = {field.name for field in fields(Job)} - {"state", "message", "result", "progress"}
 
@@ -58,7 +108,7 @@ def read(ledger: Ledger, job_id: str) -> Job | None:
 
 
 def read_many(ledger: Ledger, ids: Sequence[str]) -> list[Job]:
-    """Those of `ids` that are known, with their attempts, in no order."""
+    """Those of `ids` that are known, by falling id, with their attempts."""
     rows = ledger.rows(_BY_IDS, {"ids": list(ids)})
     attempts: dict[str, list[Attempt]] = {}
     for row in ledger.rows(_ATTEMPTS, {"ids": list(ids)}):
@@ -77,6 +127,11 @@ def read_list(
 ) -> list[Job]:
     """Jobs by falling id, which for ids made here is newest first; attempts are left out.
 
+    Dead letters are found by an index, what waits or runs by reading all that does. Successes, and
+    a queue or a task in any state, are looked for among the newest, then further back: what is rare
+    takes as long as the ledger is deep, in many short statements that neither time out nor keep
+    Postgres from vacuuming.
+
     Args:
         ledger: where.
         state, queue, task: only these.
@@ -90,13 +145,51 @@ def read_list(
         "before": before,
         "limit": limit,
     }
-    return [_job(row, ()) for row in ledger.rows(_LIST, parameters)]
+    if state in (State.FAILED, State.CANCELLED) or (state, queue, task) == (None, None, None):
+        rows = ledger.rows(_LISTED, parameters)
+    elif state in (None, State.SUCCEEDED):
+        rows = ledger.rows(_BY_IDS, {"ids": _found(ledger, parameters)})
+    else:
+        rows = ledger.run(lambda connection: _whole(connection, parameters))
+    return [_job(row, ()) for row in rows]
+
+
+def _whole(connection: Connection, parameters: dict[str, Any]) -> list[Any]:
+    connection.execute(_BY_INDEX)
+    return list(connection.execute(_WHOLE, parameters))
+
+
+def _found(ledger: Ledger, parameters: dict[str, Any]) -> list[str]:
+    """The ids of a page, by looking through every job from the newest on, a window at a time."""
+    found: list[str] = []
+    before, window, limit = parameters["before"], FIRST_WINDOW, parameters["limit"]
+    while len(found) < limit:
+        (row,) = ledger.rows(_WINDOW, parameters | {"before": before, "window": window})
+        found += row.ids or ()
+        if row.seen < window:
+            break
+        before, window = row.last, min(window * 2, LAST_WINDOW)
+    return found[:limit]
 
 
 def counts(ledger: Ledger, ids: Sequence[str] | None = None) -> dict[State, int]:
-    """How many jobs are in each state, of `ids` or of all."""
-    rows = ledger.rows(_COUNT_ALL) if ids is None else ledger.rows(_COUNTS, {"ids": list(ids)})
-    return {State(row.state): row.jobs for row in rows}
+    """How many jobs are in each state, of `ids` or of all.
+
+    Of all those that have ended, more than `EXACT` in one state are Postgres's own estimate.
+    """
+    if ids is not None:
+        return {State(row.state): row.jobs for row in ledger.rows(_COUNTS, {"ids": list(ids)})}
+
+    def work(connection: Connection) -> dict[State, int]:
+        connection.execute(_BY_INDEX)
+        rows = connection.execute(_COUNT_EACH, {"most": EXACT + 1})
+        found = {State(row.state): int(row.jobs) for row in rows if row.jobs}
+        for state in FINAL & {state for state, jobs in found.items() if jobs > EXACT}:
+            ((plan,),) = connection.execute(_EXPECTED, {"state": str(state)})
+            found[state] = max(found[state], int(plan[0]["Plan"]["Plan Rows"]))
+        return found
+
+    return ledger.run(work)
 
 
 def _job(row: Any, attempts: tuple[Attempt, ...]) -> Job:

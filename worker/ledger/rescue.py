@@ -38,7 +38,8 @@ _EXPIRE = text("""
 # gone, and sweeps what runs under no lease row at all (PROTOCOL 6). A loss counts only where the
 # job was alone under the accused lease. Lost with an ordinary worker it is a suspect; lost with an
 # isolated process it runs truly alone from then on. The guard stands twice: a row that was waited
-# for may be the next attempt's, under a lease too new for this statement to see.
+# for may be the next attempt's, under a lease too new for this statement to see. It is no literal
+# the second time: with one, Postgres may look through all that runs for each id.
 _TAKE = text("""
     WITH orphans AS MATERIALIZED (
         SELECT id FROM jobs
@@ -69,7 +70,7 @@ _TAKE = text("""
             lease = NULL,
             dispatch_seq = nextval('dispatch_seq'), dispatched_at = clock_timestamp(), rings = 1
         FROM judged
-        WHERE jobs.id = judged.id AND jobs.state = 'running'
+        WHERE jobs.id = judged.id AND jobs.state = (SELECT 'running')
           AND jobs.lease = judged.lease AND jobs.attempt = judged.attempt
         RETURNING jobs.id, jobs.state
     ), noted AS (
@@ -92,8 +93,7 @@ _FALTERING = text("""
 _CONDEMNED = text("""
     SELECT id FROM jobs
     WHERE state IN ('failed', 'cancelled') AND state = 'failed' AND error LIKE 'poison: %'
-      AND finished_at > clock_timestamp() - :seconds * interval '1 second'
-    ORDER BY id
+      AND finished_at > statement_timestamp() - :seconds * interval '1 second'
 """)
 
 _UPTIME = text("""
@@ -183,7 +183,7 @@ def _accused(expired: Sequence[Any]) -> tuple[str | None, int]:
 
 def condemned(ledger: Ledger, seconds: float) -> list[str]:
     """Ids of the jobs that were failed as poison in the last `seconds`."""
-    return [row.id for row in ledger.rows(_CONDEMNED, {"seconds": seconds})]
+    return sorted(row.id for row in ledger.rows(_CONDEMNED, {"seconds": seconds}))
 
 
 def uptime(ledger: Ledger) -> float:

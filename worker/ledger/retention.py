@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, TextClause, text
 
 from worker.ledger.database import Ledger
 from worker.ledger.leader import Leadership
@@ -10,37 +10,41 @@ from worker.ledger.leader import Leadership
 #: Rows deleted in one transaction.
 BATCH = 1000
 
-_DROP = {
-    states: text(f"""
+_DROP_SUCCEEDED, _DROP_ENDED_BADLY = (
+    text(f"""
         WITH old AS MATERIALIZED (
             SELECT id FROM jobs
-            WHERE {states} AND finished_at < clock_timestamp() - :days * interval '1 day'
+            WHERE {states} AND finished_at < statement_timestamp() - :days * interval '1 day'
             ORDER BY finished_at LIMIT :batch
             FOR UPDATE SKIP LOCKED
         )
         DELETE FROM jobs USING old WHERE jobs.id = old.id
     """)  # noqa: S608 -- constants below
     for states in ("state = 'succeeded'", "state IN ('failed', 'cancelled')")
-}
+)
 
 _DROP_GROUPS = text("""
-    DELETE FROM groups WHERE id IN (
-        SELECT id FROM groups WHERE created_at < clock_timestamp() - :days * interval '1 day'
-        LIMIT :batch)
+    WITH old AS MATERIALIZED (
+        SELECT id FROM groups WHERE created_at < statement_timestamp() - :days * interval '1 day'
+        ORDER BY created_at LIMIT :batch
+        FOR UPDATE SKIP LOCKED
+    )
+    DELETE FROM groups USING old WHERE groups.id = old.id
 """)
 
 _EXPIRE = text("""
     WITH late AS MATERIALIZED (
         SELECT id FROM jobs
         WHERE state IN ('scheduled', 'queued') AND expires_at IS NOT NULL
-          AND expires_at < clock_timestamp()
+          AND expires_at < statement_timestamp()
         ORDER BY expires_at LIMIT :batch
         FOR UPDATE SKIP LOCKED
     )
     UPDATE jobs
     SET state = 'cancelled', error = 'expired before it was started',
         finished_at = clock_timestamp(), lease = NULL
-    FROM late WHERE jobs.id = late.id AND jobs.state IN ('scheduled', 'queued')
+    FROM late WHERE jobs.id = late.id
+      AND (jobs.state = (SELECT 'queued') OR jobs.state = (SELECT 'scheduled'))
 """)
 
 
@@ -50,21 +54,36 @@ def drop_old(
     *,
     succeeded_days: float,
     failed_days: float,
+    batch: int | None = None,
 ) -> int:
-    """Delete up to one batch of each kind of finished job past its age; how many were deleted."""
+    """Delete a batch of each kind of finished job past its age; how many jobs were deleted.
 
-    def work(connection: Connection) -> int:
-        if leadership is not None:
-            leadership.check(connection)
-        days = (succeeded_days, failed_days)
-        dropped = sum(
-            connection.execute(statement, {"days": age, "batch": BATCH}).rowcount
-            for statement, age in zip(_DROP.values(), days, strict=True)
-        )
-        connection.execute(_DROP_GROUPS, {"days": succeeded_days, "batch": BATCH})
-        return dropped
+    Each kind in a transaction of its own: while one is open nobody can take the lead or extend it.
 
-    return ledger.run(work)
+    Args:
+        ledger: where.
+        leadership: checked inside each transaction.
+        succeeded_days, failed_days: what is kept, of each kind and of saved groups.
+        batch: rows of each kind, at most; `None` for `BATCH`.
+
+    Raises:
+        LeaseLost: `leadership` is no longer held.
+        NotDone: so many could not be deleted in time; fewer may be.
+        Unavailable: Postgres is away.
+    """
+
+    def drop(statement: TextClause, days: float) -> int:
+        def work(connection: Connection) -> int:
+            if leadership is not None:
+                leadership.check(connection)
+            parameters = {"days": days, "batch": batch or BATCH}
+            return connection.execute(statement, parameters).rowcount
+
+        return ledger.run(work)
+
+    dropped = drop(_DROP_SUCCEEDED, succeeded_days) + drop(_DROP_ENDED_BADLY, failed_days)
+    drop(_DROP_GROUPS, succeeded_days)
+    return dropped
 
 
 def expire_late(ledger: Ledger, leadership: Leadership | None) -> int:

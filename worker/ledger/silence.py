@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from psycopg2 import Error, OperationalError
+from psycopg2.extensions import TRANSACTION_STATUS_IDLE
 from psycopg2.extensions import connection as PlainConnection
 from psycopg2.extensions import cursor as PlainCursor
 
@@ -185,5 +186,9 @@ class _Connection(PlainConnection):
             super().commit()
 
     def rollback(self) -> None:
+        # The pool does so after each use. Where statements commit by themselves there is nothing to
+        # roll back; psycopg2 would let go of the GIL for it, and a busy process is slow to get it.
+        if self.autocommit and self.get_transaction_status() == TRANSACTION_STATUS_IDLE:
+            return
         with self.watching():
             super().rollback()

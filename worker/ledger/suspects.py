@@ -58,7 +58,8 @@ _WANTED = text("""
            AS alone,
            (SELECT count(*) FROM able
             WHERE NOT isolated AND lease < :lease
-              AND NOT EXISTS (SELECT FROM seen own WHERE own.isolated AND own.pod = able.pod))
+              AND NOT COALESCE(pod = ANY(ARRAY(SELECT pod FROM seen
+                                               WHERE isolated AND pod IS NOT NULL)), false))
            AS rank
 """)
 

@@ -11,9 +11,10 @@ from dataclasses import replace
 from worker.errors import Unavailable
 from worker.jobs.job import Finish, Ring
 from worker.jobs.states import State
-from worker.ledger.database import Ledger, NotDone, Refused, batches
+from worker.ledger.database import Ledger, batches
 from worker.ledger.effort import Effort
 from worker.ledger.enqueue import size_of
+from worker.ledger.faults import NotDone, Refused
 from worker.ledger.finish import finish
 from worker.ledger.silence import patient
 
@@ -21,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 #: Ends in one transaction.
 BATCH = 500
+#: Seconds that a busy writer gathers ends for; whoever waits for a result waits so much longer.
+GATHER = 0.01
 #: Seconds between tries while Postgres is away, doubling.
 FIRST_PAUSE, LAST_PAUSE = 0.05, 2.0
 
@@ -32,9 +35,9 @@ class Writer:
     """Writes ends in the order they come, many in one transaction.
 
     Nobody waits for it: the lease covers the gap, a crash re-runs and never loses. An idle writer
-    commits a lone end at once; a busy one commits what came while it was committing. While
-    Postgres is away it keeps everything and tries again for ever; what Postgres cannot do in time
-    is tried in smaller parts.
+    commits a lone end at once; a busy one what came while it was committing and in the `GATHER`
+    after. While Postgres is away it keeps everything and tries again for ever; what Postgres cannot
+    do in time is tried in smaller parts.
 
     Args:
         ledger: where.
@@ -69,7 +72,8 @@ class Writer:
             if not self._pending and not self._writing:
                 self._progress = time.monotonic()  # it has not waited while there was nothing
             self._pending.append(end)
-            self._changed.notify_all()
+            if len(self._pending) in (1, BATCH):  # a busy writer is not woken for each
+                self._changed.notify_all()
 
     @property
     def backlog(self) -> int:
@@ -100,11 +104,14 @@ class Writer:
         self._retry_now.set()
 
     def _run(self) -> None:
+        is_busy = False
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._pending or self._closing)
                 if not self._pending:
                     return
+                if is_busy:
+                    self._changed.wait_for(self._is_enough, timeout=GATHER)
                 batch = next(batches(self._pending, BATCH, _size_of))
                 del self._pending[: len(batch)]
                 self._writing = len(batch)
@@ -115,7 +122,11 @@ class Writer:
             finally:
                 with self._changed:
                     self._writing = 0
+                    is_busy = bool(self._pending)
                     self._changed.notify_all()
+
+    def _is_enough(self) -> bool:
+        return len(self._pending) >= BATCH or self._closing
 
     def _write(self, batch: list[Finish]) -> None:
         while batch:

@@ -54,6 +54,8 @@ class Claims:
     def __init__(self, slots: Callable[[], int]) -> None:
         self._slots = slots
         self._entries: dict[str, Entry] = {}
+        self._ended = 0  # how many entries are in that phase
+        self._wanted = 1  # free slots that the fetcher waits for
         self._changed = threading.Condition(threading.Lock())
 
     @property
@@ -79,16 +81,16 @@ class Claims:
         """Take out what was not granted, or what is settled in the ledger."""
         with self._changed:
             for job_id in ids:
-                self._entries.pop(job_id, None)
-            self._changed.notify_all()
+                self._forget(job_id)
+            self._tell()
 
     def settle(self, fence: Fence) -> None:
         """The end of this attempt is committed, or refused for good: forget the attempt."""
         with self._changed:
             entry = self._entries.get(fence.id)
             if entry is not None and entry.fence == fence:
-                del self._entries[fence.id]
-                self._changed.notify_all()
+                self._forget(fence.id)
+                self._tell()
 
     def move(self, fence: Fence, phase: Phase, pid: int | None = None) -> bool:
         """Note how far the attempt has come; False when it is not here or has ended before."""
@@ -98,7 +100,9 @@ class Claims:
                 return False
             entry.phase, entry.since = phase, time.monotonic()
             entry.pid = pid if pid is not None else entry.pid
-            self._changed.notify_all()
+            if phase is Phase.ENDED:
+                self._ended += 1
+                self._tell()
             return True
 
     def fence_of(self, job_id: str) -> Fence | None:
@@ -117,10 +121,14 @@ class Claims:
         with self._changed:
             return self._free()
 
-    def wait_for_slot(self, seconds: float) -> int:
-        """Wait until a job could start, at most `seconds`; how many could."""
+    def wait_for_slots(self, count: int, seconds: float) -> int:
+        """Wait until `count` jobs could start, at most `seconds`; how many could.
+
+        For one thread: it alone is woken for that count.
+        """
         with self._changed:
-            self._changed.wait_for(lambda: self._free() > 0, timeout=seconds)
+            self._wanted = count
+            self._changed.wait_for(lambda: self._free() >= count, timeout=seconds)
             return self._free()
 
     def wait_until_idle(self, seconds: float) -> bool:
@@ -133,8 +141,19 @@ class Claims:
         with self._changed:
             self._changed.notify_all()
 
+    def _forget(self, job_id: str) -> None:
+        entry = self._entries.pop(job_id, None)
+        if entry is not None and entry.phase is Phase.ENDED:
+            self._ended -= 1
+
+    def _tell(self) -> None:
+        """Wake those who wait, once there is what they wait for: this is called for every job."""
+        unfinished = self._unfinished()
+        if not unfinished or self._slots() - unfinished >= self._wanted:
+            self._changed.notify_all()
+
     def _unfinished(self) -> int:
-        return sum(entry.phase is not Phase.ENDED for entry in self._entries.values())
+        return len(self._entries) - self._ended
 
     def _free(self) -> int:
         return max(0, self._slots() - self._unfinished())

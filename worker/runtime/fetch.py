@@ -14,7 +14,8 @@ from worker.errors import BrokerUnavailable, LedgerError, LedgerUnavailable
 from worker.jobs.job import Claim, NewJob
 from worker.jobs.queues import lists_of
 from worker.ledger.claim import adopt, claim
-from worker.ledger.database import Ledger, Refused
+from worker.ledger.database import Ledger
+from worker.ledger.faults import Refused
 from worker.runtime.claims import Claims
 from worker.runtime.lease import Lease
 
@@ -24,6 +25,9 @@ logger = logging.getLogger(__name__)
 POLL = 0.25
 #: Seconds between tries while a store is away.
 AWAY_PAUSE = 0.25
+#: Longest time, in seconds, that a free slot waits for others while more jobs wait than there are
+#: slots: a claim costs about as much for one job as for thirty.
+GATHER = 0.005
 
 
 class Source(Protocol):
@@ -188,6 +192,7 @@ class Fetcher:
         self._stopped = threading.Event()
         self._idle = threading.Event()
         self._idle.set()
+        self._is_full = False  # the last round took a job for every free slot
         #: Why nothing can be fetched, as long as it cannot.
         self.trouble: LedgerError | None = None
         self._turned = time.monotonic()
@@ -247,7 +252,7 @@ class Fetcher:
 
     def _fetch_once(self) -> bool:
         """One round; whether it came so far as to ask both stores."""
-        free = self._claims.wait_for_slot(0.5)
+        free = self._claims.wait_for_slots(1, 0.5)
         # After an outage: renew first, then flush the finishes, then claim (PROTOCOL 12).
         if not free or not self._lease.wait(0.5):
             return False
@@ -256,7 +261,10 @@ class Fetcher:
             return False
         if self._stopped.is_set() or not self._may_fetch.is_set() or self._lease.id is None:
             return False
+        if self._is_full:
+            free = self._claims.wait_for_slots(max(1, self._claims.slots // 2), GATHER)
         claimed = self._source.take(self._lease.id, free)
+        self._is_full = len(claimed) >= free
         if claimed:
             self._deliver(claimed)
         return True

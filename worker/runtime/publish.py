@@ -7,10 +7,10 @@ import json
 from celery import current_task
 from celery.app import amqp
 
-from worker.errors import Conflict, TooLarge
+from worker.errors import TooLarge
 from worker.jobs.job import NewJob, Ring
 from worker.ledger.database import Ledger
-from worker.ledger.enqueue import enqueue
+from worker.ledger.together import GroupCommit
 from worker.runtime.execution import current
 
 
@@ -23,7 +23,7 @@ class Publisher:
     """
 
     def __init__(self, ledger: Ledger, payload_max_bytes: int) -> None:
-        self._ledger = ledger
+        self._together = GroupCommit(ledger)
         self._payload_max_bytes = payload_max_bytes
 
     def __call__(self, job: NewJob) -> Ring | None:
@@ -51,10 +51,7 @@ class Publisher:
         ):
             execution.outbox.append(job)
             return None
-        (answer,) = enqueue(self._ledger, [job])
-        if isinstance(answer, Conflict):
-            raise answer
-        return answer.ring
+        return self._together.enqueue(job).ring
 
 
 def replaces_running_task(job: NewJob) -> bool:

@@ -1,0 +1,149 @@
+"""Enqueue through the door: one round trip to each store, for one job or for those that meet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from sqlalchemy import event
+
+from tests.ledger import given
+from tests.proxy import proxied
+from worker.client import Client
+from worker.errors import ArgumentsMismatch, Conflict, UnknownQueue, UnknownTask
+from worker.flows import enqueue as flow
+from worker.jobs.states import State
+from worker.ledger.catalogue import publish
+from worker.settings import Settings
+
+_ECHO = {"echo": [["value", "POSITIONAL_OR_KEYWORD", False]]}
+
+
+@pytest.fixture
+def client(settings: Settings) -> Iterator[Client]:
+    with Client(settings) as opened:
+        yield opened
+
+
+@pytest.fixture
+def served(client: Client) -> None:
+    """Some worker has published a task and a queue."""
+    publish(client.ledger, _ECHO, ["celery"])
+
+
+@contextmanager
+def statements(client: Client) -> Iterator[list[str]]:
+    """What the client says to Postgres in the block."""
+    said: list[str] = []
+
+    def note(*arguments: object) -> None:
+        said.append(" ".join(str(arguments[2]).split()))
+
+    event.listen(client.ledger.engine, "before_cursor_execute", note)
+    yield said
+    event.remove(client.ledger.engine, "before_cursor_execute", note)
+
+
+def scripts_run(client: Client) -> int:
+    """How many scripts Redis has run for anybody."""
+    stats = client.doorbells._redis.info("commandstats")
+    assert isinstance(stats, dict)
+    return int(stats.get("cmdstat_evalsha", {"calls": 0})["calls"])
+
+
+@pytest.mark.usefixtures("served")
+def test_a_job_like_one_before_takes_one_statement_and_one_push(client: Client) -> None:
+    client.enqueue("echo", [1])
+    pushed = scripts_run(client)
+
+    with statements(client) as said:
+        assert client.enqueue("echo", [2]).ring is not None
+
+    assert [statement.split()[0] for statement in said] == ["INSERT"]
+    assert scripts_run(client) == pushed + 1
+
+
+@pytest.mark.usefixtures("served")
+def test_what_no_worker_knew_is_accepted_as_soon_as_one_does(client: Client) -> None:
+    # Given a client that knows what workers had published
+    client.enqueue("echo", [1])
+    with pytest.raises(UnknownTask):
+        client.enqueue("new", [1])
+    with pytest.raises(UnknownQueue):
+        client.enqueue("echo", [1], queue="new")
+    with pytest.raises(ArgumentsMismatch):
+        client.enqueue("echo", [1, 2])
+
+    # When a worker publishes more
+    kind = "POSITIONAL_OR_KEYWORD"
+    publish(
+        client.ledger,
+        {"new": None, "echo": [["value", kind, False], ["again", kind, False]]},
+        ["new"],
+    )
+
+    # Then the client knows it at once
+    client.enqueue("new", [1])
+    client.enqueue("echo", [1], queue="new")
+    client.enqueue("echo", [1, 2])
+
+
+@pytest.mark.usefixtures("served")
+def test_what_workers_had_published_is_read_again_after_a_while(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client.enqueue("echo", [1])
+    publish(client.ledger, {"echo": []}, ["celery"])
+    assert client.enqueue("echo", [1]).created
+
+    monkeypatch.setattr(flow, "CATALOGUE_SECONDS", 0.0)
+
+    with pytest.raises(ArgumentsMismatch):
+        client.enqueue("echo", [1])
+
+
+def test_the_first_worker_ends_that_everything_is_accepted(client: Client) -> None:
+    client.enqueue("anything")
+
+    publish(client.ledger, _ECHO, ["celery"])
+
+    with pytest.raises(UnknownTask):
+        client.enqueue("anything")
+
+
+@pytest.mark.usefixtures("served")
+def test_fifty_threads_with_one_key_make_one_job(client: Client) -> None:
+    found = given.all_at_once([lambda: client.enqueue("echo", [1], key="k")] * 50)
+
+    assert len({answer.id for answer in found}) == 1
+    assert sum(answer.created for answer in found) == 1
+    assert client.counts() == {State.QUEUED: 1}
+
+
+@pytest.mark.usefixtures("served")
+def test_a_thread_with_another_payload_is_told_of_the_conflict_and_no_other(
+    client: Client,
+) -> None:
+    def produce(number: int) -> str:
+        try:
+            return client.enqueue("echo", [number == 7], key="k" if number < 8 else None).id
+        except Conflict:
+            return "conflict"
+
+    client.enqueue("echo", [False], key="k")
+    found = given.all_at_once([lambda n=number: produce(n) for number in range(20)])  # type: ignore[misc] # a lambda's default
+
+    assert found[7] == "conflict" and found.count("conflict") == 1
+    assert len(set(found[:7])) == 1 and len(set(found[8:])) == 12
+
+
+@pytest.mark.usefixtures("served")
+def test_threads_are_answered_while_redis_is_away(settings: Settings) -> None:
+    with proxied(settings.redis_url.get_secret_value()) as line:
+        line.refuse()
+        own = settings.model_copy(update={"redis_url": type(settings.redis_url)(line.url)})
+        with Client(own) as client:
+            found = given.all_at_once([lambda: client.enqueue("echo", [1])] * 20)
+            assert all(answer.created for answer in found)
+            assert client.counts() == {State.QUEUED: 20}

@@ -1,0 +1,93 @@
+"""Faults: what the errors of SQLAlchemy and psycopg2 mean, in the house's words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sqlalchemy.exc import DataError, DBAPIError, InterfaceError, OperationalError, ProgrammingError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from worker.errors import InvalidSettings, LedgerError, LedgerUnavailable, SchemaMissing
+from worker.ledger.silence import NoAnswer
+
+#: SQLSTATEs after which the same transaction may simply be tried again.
+_DEADLOCK, _SERIALIZATION = "40P01", "40001"
+#: The server refuses or ends the session: crash, shutdown, too many connections, starting up.
+_AWAY_CLASSES = ("08", "57P", "53", "25P03")
+#: What is wrong with the data: out of range, against a constraint, or too large for an index.
+_REFUSED_CLASSES = ("22", "23", "54")
+_UNDEFINED_TABLE = "42P01"
+#: A write where none is taken: after a failover the connection leads to what is a standby now.
+READ_ONLY = "25006"
+#: What Postgres could not do, though it is there: it took too long, for a timeout or whoever ended
+#: the statement, or a lock did; or it met a fault of its own, in the system below it or in itself
+#: (XX). A restart of ours would mend neither.
+_NOT_DONE_CLASSES = ("57014", "55P03", "58", "XX")
+
+
+class Refused(LedgerError):
+    """Postgres refuses the data itself: trying again cannot help."""
+
+
+class NotDone(LedgerUnavailable):
+    """Postgres did not do this in time, or met a fault of its own. Less at once may be done, or the
+    same in more time; it may also be away."""
+
+
+class ConnectionLost(LedgerUnavailable):
+    """An established connection broke; a new one may work at once."""
+
+
+class TryAgain(LedgerUnavailable):
+    """A deadlock or serialization failure: Postgres rolled back, try again."""
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Turn what SQLAlchemy and psycopg2 raise into `worker.errors`."""
+    try:
+        yield
+    except PoolTimeout:
+        raise LedgerUnavailable(
+            "No connection to Postgres became free in time; try again, or allow more connections."
+        ) from None
+    except DBAPIError as exc:
+        meaning = _meaning(exc)
+        # Postgres quotes the refused row in its detail: the cause must not get into a log.
+        raise meaning from None if isinstance(meaning, Refused) else exc
+    except UnicodeEncodeError as exc:
+        raise Refused("Postgres refuses a lone surrogate in text.") from exc
+    except ValueError as exc:
+        if "NUL" not in str(exc):  # psycopg2 refuses a NUL in text before it is sent
+            raise
+        raise Refused("Postgres refuses a NUL character in text.") from exc
+
+
+def _meaning(error: DBAPIError) -> Exception:
+    if isinstance(error.orig, NoAnswer):  # not tried again: the next wait would be as long
+        return NotDone(f"Postgres is not available: {error.orig}.")
+    state = getattr(error.orig, "pgcode", None) or ""
+    if state in (_DEADLOCK, _SERIALIZATION):
+        return TryAgain("Postgres rolled the transaction back because of a concurrent one.")
+    if state == READ_ONLY:
+        return ConnectionLost("This Postgres takes no writes: it is a standby, or set read-only.")
+    if error.connection_invalidated or (not state and isinstance(error, InterfaceError)):
+        return ConnectionLost("The connection to Postgres was lost; try again.")
+    if state.startswith(_AWAY_CLASSES) or (not state and isinstance(error, OperationalError)):
+        return LedgerUnavailable(f"Postgres is not available: {first_line(error.orig)}")
+    if state.startswith(_NOT_DONE_CLASSES):
+        return NotDone(f"Postgres could not do it: {first_line(error.orig)}")
+    if isinstance(error, DataError) or state.startswith(_REFUSED_CLASSES):
+        return Refused(f"Postgres refuses the data: {first_line(error.orig)}")
+    if not state and isinstance(error, ProgrammingError):
+        return InvalidSettings(f"DATABASE_URL cannot be used: {first_line(error.orig)}")
+    if state == _UNDEFINED_TABLE:
+        return SchemaMissing()
+    return error
+
+
+def first_line(error: BaseException | None) -> str:
+    """The first line of an error's text: what it says, without hints and the statement."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,39 @@
+"""Ten million jobs: an index for dead letters, HOT renewals, statistics and vacuums in time."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0003"
+down_revision = "0002"
+
+
+def upgrade() -> None:
+    """Build the index first: it takes its time, and what follows stops renewals until the end.
+
+    It blocks writes while it reads the table. Where that takes too long, it is built before, by
+    hand and `CONCURRENTLY`, and found here.
+    """
+    op.create_index(
+        "jobs_listed",
+        "jobs",
+        ["state", "id"],
+        unique=False,
+        postgresql_include=["queue", "task"],
+        postgresql_where=sa.text("state IN ('failed', 'cancelled')"),
+        if_not_exists=True,
+    )
+    op.create_index("groups_created", "groups", ["created_at"], unique=False)
+    op.execute("""
+        ALTER TABLE jobs SET (
+            autovacuum_vacuum_scale_factor = 0.02,
+            autovacuum_vacuum_insert_scale_factor = 0.05,
+            autovacuum_analyze_scale_factor = 0.02
+        )
+    """)
+    op.execute("""
+        ALTER TABLE attempts SET (
+            autovacuum_vacuum_scale_factor = 0.05
+        )
+    """)
+    op.execute("ALTER TABLE workers SET (fillfactor = 50)")
+    op.drop_index("workers_expiring", "workers")
