@@ -222,3 +222,21 @@ def until(true: Callable[[], bool], what: str, seconds: float = 30.0) -> None:
     while not true():
         assert time.monotonic() < deadline, f"{what}: not within {seconds} s"
         time.sleep(0.02)
+
+
+def test_nothing_is_announced_while_nobody_listens_and_a_new_listener_is_found(
+    announcer: Announcer, redis_url: str
+) -> None:
+    # Given events that nobody hears
+    assert announcer.enabled
+    announcer.send("task-counted", number=0)
+    # Then none are wanted
+    until(lambda: not announcer.enabled, "it notices that nobody listens")
+    # Until a listener is there, whom it notices by itself
+    listener = Listener(app_at(redis_url))
+    listener.start()
+    until(lambda: announcer.enabled, "it tries again")
+    announcer.send("task-counted", number=1)
+    listener.await_number(1)
+    assert announcer.enabled, "it is heard"
+    listener.close()

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import redis
 from kombu.transport import redis as kombu_redis
+from kombu.utils.json import dumps
 
 from worker.broker.doorbells import Doorbells
 from worker.broker.messages import job_of
@@ -61,6 +62,9 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc] # kombu is not typed
 
     QoS = QoS
 
+    #: How many subscribers took the last broadcast of this channel.
+    heard: int | None = None
+
     def __init__(self, connection: Any, **kwargs: Any) -> None:
         self._patient = bool(connection.client.transport_options.get(PATIENT))
         super().__init__(connection, **kwargs)
@@ -86,6 +90,18 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc] # kombu is not typed
         except self.connection_errors:
             if not self._patient:
                 raise
+
+    def _put_fanout(
+        self, exchange: str, message: dict[str, Any], routing_key: str, **kwargs: Any
+    ) -> None:
+        # As kombu does it, but for noting what Redis answers.
+        if kwargs.get("_publish_batch") is not None:
+            super()._put_fanout(exchange, message, routing_key, **kwargs)
+            return
+        payload = dumps(message)
+        with self.conn_or_acquire() as client:
+            topics = self._get_publish_topics(exchange, routing_key)
+            self.heard = sum(int(client.publish(topic, payload)) for topic in topics)
 
     def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
         writer: Writer | None = self.connection.client.transport_options.get(WRITER)

@@ -31,6 +31,8 @@ BATCH_CHARACTERS = 500_000
 GATHER = 0.05
 #: Seconds between tries while Redis is away.
 AWAY_PAUSE = 2.0
+#: Seconds for which no event is made after nobody has heard the last ones: each job has three.
+UNHEARD_PAUSE = 1.0
 
 
 class _Event(NamedTuple):
@@ -57,6 +59,7 @@ class Announcer:
         self._there_are = threading.Event()
         self._batch: list[_Event] = []  # taken, and not known to be sent
         self._own: Any = None
+        self._unheard_until = 0.0
         self._thread = threading.Thread(target=self._run, name="announcer", daemon=True)
 
     def start(self) -> None:
@@ -66,7 +69,10 @@ class Announcer:
 
     @property
     def enabled(self) -> bool:
-        """Whether somebody wants events of tasks."""
+        """Whether somebody wants events of tasks, as far as is known: who begins to listen is
+        noticed within `UNHEARD_PAUSE`."""
+        if time.monotonic() < self._unheard_until:
+            return False
         dispatcher = self._dispatcher()
         if dispatcher is None or not dispatcher.enabled:
             return False
@@ -110,6 +116,8 @@ class Announcer:
                 self._own.send(event.kind, **event.fields)
             self._own.flush()
             self._batch = []
+            if self._own.producer.channel.heard == 0:
+                self._unheard_until = time.monotonic() + UNHEARD_PAUSE
 
     def _take(self) -> list[_Event]:
         """The batch that is to be sent: the one before, when it was not, or else the next."""

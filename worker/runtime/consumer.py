@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import json
 import logging
 import warnings
+from contextlib import suppress
 from typing import Any
 
 from celery.exceptions import CPendingDeprecationWarning, InvalidTaskError
@@ -27,6 +29,8 @@ from worker.runtime.trace import describe
 
 logger = logging.getLogger(__name__)
 
+#: What nearly every body is.
+JSON = "application/json"
 #: Longest wait, in seconds, before a job whose task no worker here knows is tried again.
 UNKNOWN_TASK_CAP = 60.0
 #: Longest time, in seconds, that a job keeps its slot to wait for its task's rate limit.
@@ -190,6 +194,9 @@ class LedgerConsumer(celery_consumer.Consumer):  # type: ignore[misc] # Celery's
             cls = self._requests[task.name] = type("ClaimedRequest", bases, {})
         request = cls(
             message,
+            # Read once: Celery would read it here, and again where it runs.
+            body=_payload(message),
+            decoded=True,
             app=self.app,
             hostname=self.hostname,
             eventer=self.announcer,
@@ -203,7 +210,7 @@ class LedgerConsumer(celery_consumer.Consumer):  # type: ignore[misc] # Celery's
         return request
 
     def _message(self, claim: Claim) -> Message:
-        envelope = loads(claim.message.envelope)
+        envelope = _read(claim.message.envelope)
         return Message(
             body=claim.message.body,
             delivery_tag=claim.fence.id,
@@ -214,3 +221,21 @@ class LedgerConsumer(celery_consumer.Consumer):  # type: ignore[misc] # Celery's
             properties=envelope["properties"],
             accept=self._accept,
         )
+
+
+def _read(text: str | bytes) -> Any:
+    """JSON, as kombu reads it; which looks at every object for a type of its own."""
+    mark: Any = "__type__" if isinstance(text, str) else b"__type__"
+    return loads(text) if mark in text else json.loads(text)
+
+
+def _payload(message: Message) -> Any:
+    """The arguments, and what else stands in the body.
+
+    Raises:
+        ContentDisallowed, DecodeError: it cannot be read.
+    """
+    if message.content_type == JSON and message.content_encoding == "utf-8":
+        with suppress(ValueError):
+            return _read(message.body)
+    return message.payload

@@ -140,6 +140,8 @@ class Execution:
             )
         if self._end is None:
             raise RuntimeError(f"the end of {self.fence} is not known")
+        if not self.outbox and not self.ended:
+            return self._end
         if self._end.state.is_final or self._end.outcome == "replaced":
             return replace(self._end, outbox=tuple(self.outbox), ended=tuple(self.ended))
         return self._end

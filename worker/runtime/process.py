@@ -36,6 +36,7 @@ from worker.runtime.meta import JobFailed
 from worker.runtime.ringer import Ringer
 from worker.runtime.signatures import signatures
 from worker.runtime.suspects import SuspectSource
+from worker.runtime.threads import without_futures
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +81,7 @@ class Process:
         if self._started:
             return
         self._hub = hub
+        without_futures(self.controller.pool)
         self._loop_thread = threading.get_ident()
         url = self.settings.database_url.get_secret_value()
         timeout = self.settings.connect_timeout_seconds
