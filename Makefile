@@ -48,6 +48,17 @@ chaos: venv ## Break a real service in every way for MINUTES, and judge its hist
 recovery: venv ## Measure how soon a killed worker's jobs run again, beside stock Celery
 	$(BIN)/python -m tests.chaos.recovery $(if $(REPORT),--json $(REPORT))
 
+# QUICK=1: only what the first six ratios need, in under 8 minutes. Else about an hour and a half.
+# OPTIONS takes any other, such as OPTIONS='--sections latency'; see python -m tests.bench --help
+QUICK ?=
+.PHONY: bench
+bench: .venv/bench ## Measure it beside stock Celery and its peers (QUICK=1: the most of it)
+	$(BIN)/python -m tests.bench $(if $(QUICK),--quick) $(if $(REPORT),--json $(REPORT)) $(OPTIONS)
+
+.venv/bench: .venv/installed requirements-bench.lock
+	$(BIN)/python -m pip install --quiet --require-hashes -r requirements-bench.lock
+	@touch $@
+
 .PHONY: format
 format: venv ## Format the code
 	$(BIN)/python -m ruff format .
@@ -82,10 +93,13 @@ venv: .venv/installed ## Make .venv, or bring it up to date
 	@touch $@
 
 .PHONY: lock
-lock: venv ## Resolve the dependencies anew, into the two lock files
+lock: venv ## Resolve the dependencies anew, into the three lock files
 	$(BIN)/python -m pip install --quiet "uv==$(UV_VERSION)"
 	$(COMPILE) --extra flower -o requirements.lock pyproject.toml
-	$(COMPILE) --all-extras -o requirements-dev.lock pyproject.toml
+	$(COMPILE) --extra local --extra flower --extra dev -o requirements-dev.lock pyproject.toml
+# The constraint: a bench measures what the tests have tested.
+	$(COMPILE) --extra local --extra flower --extra dev --extra bench \
+		-c requirements-dev.lock -o requirements-bench.lock pyproject.toml
 COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--upgrade --custom-compile-command "make lock"
 
