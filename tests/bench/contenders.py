@@ -101,7 +101,7 @@ def _stock(
 
 
 THREADS = ours("threads", 64, CORES, 3300)
-PREFORK = ours("prefork", 4, 1, 420)
+PREFORK = ours("prefork", 16, 1, 900)
 STOCK_DB = _stock(
     "db",
     "results in Postgres, late acks, track_started",

@@ -12,6 +12,7 @@ from typing import Any
 
 from celery import Celery, signals
 
+from worker.runtime.collector import collect_seldom
 from worker.runtime.drain import leave_unstarted
 from worker.runtime.install import durability_of
 from worker.runtime.process import Process
@@ -99,13 +100,16 @@ def _intercept(controller: Any, begin: Callable[..., None]) -> None:
 
 
 def _note_the_owner(controller: Any, own: Callable[[], Process | None]) -> None:
-    """A worker that runs in a thread, as in a test of Celery's, is a guest in its process."""
+    """A worker that runs in a thread, as in a test of Celery's, is a guest in its process; else
+    the process is its own, before a pool forks."""
     start = controller.start
 
     def noted_start() -> Any:
         process = own()
         if process is not None:
             process.owns_process = threading.current_thread() is threading.main_thread()
+            if process.owns_process:
+                collect_seldom()
         return start()
 
     controller.start = noted_start
