@@ -218,6 +218,19 @@ def test_a_broadcast_does_not_pass_by_put() -> None:
     assert "_put_fanout" in source
 
 
+def test_a_broadcast_is_published_to_its_topics_and_no_more() -> None:
+    # worker/broker/transport.py does the same, and notes how many heard it
+    source = inspect.getsource(kombu_redis.Channel._put_fanout)
+    for line in (
+        "publish_batch = kwargs.pop('_publish_batch', None)",
+        "topics = self._get_publish_topics(exchange, routing_key)",
+        "payload = dumps(message)",
+        "client.publish(topic, payload)",
+    ):
+        assert line in source
+    assert len(source.splitlines()) == 12, "something was added"
+
+
 def test_a_poller_restores_messages_when_the_loop_begins() -> None:
     # worker/broker/transport.py overrides what it calls: a full Redis must not end a worker
     called: list[str] = []
