@@ -274,8 +274,10 @@ def test_further_signals_do_not_hold_up_the_end(service: Service) -> None:
     workers = crew(service, ["threads"] * len(rows), WORKER_DRAIN_SECONDS="1")
     ids = holding(service, len(rows))
     with ThreadPoolExecutor(len(rows)) as pool:
-        codes = pool.map(lambda worker, signals: leaves(worker, 1, *signals), workers, rows)
-    assert list(codes) == [0, 1, 1]  # SIGINT: Celery calls it a failure, however warm
+        codes = list(pool.map(lambda worker, of: leaves(worker, 1, *of), workers, rows))
+    # SIGINT: Celery calls it a failure, however warm. But where it comes while Celery still handles
+    # SIGTERM, that one has the last word.
+    assert (codes[0], codes[2]) == (0, 1) and codes[1] in {0, 1}, codes
     assert fates(service, ids) == [RELEASED] * len(ids)
     assert left(service) == NOTHING
 
