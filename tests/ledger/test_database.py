@@ -222,3 +222,18 @@ def test_a_migration_does_not_keep_others_waiting_behind_it(databases: Databases
     check_schema(other)
     door.close()
     other.close()
+
+
+def test_a_connection_that_keeps_its_statements_for_a_commit_is_given_to_nobody(
+    ledger: Ledger,
+) -> None:
+    # Given a connection left as a signal in the middle of `transaction` could leave it
+    ledger.execute("CREATE TABLE kept (value int)")
+    with ledger.engine.connect() as connection:
+        left: Any = connection.connection.dbapi_connection
+    left.autocommit = False
+    # When something is written
+    ledger.execute("INSERT INTO kept VALUES (1)")
+    # Then it is written for everybody, by another connection
+    assert [row.value for row in ledger.execute("SELECT value FROM kept")] == [1]
+    assert left.closed

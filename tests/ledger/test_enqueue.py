@@ -370,3 +370,12 @@ def test_a_cancelled_job_is_not_revived_by_a_repeat(ledger: Ledger) -> None:
 
     assert answers(ledger, given.job("a")) == [Enqueued("a", False, None)]
     assert given.state_of(ledger, "a") is State.CANCELLED
+
+
+def test_jobs_are_numbered_as_they_come_whatever_their_keys(ledger: Ledger) -> None:
+    # A number is compared with the list's front, and doorbells are pushed in this order.
+    jobs = [given.job(None, key=key) for key in ("c", "a", "b")]
+    rings = [answer.ring for answer in enqueue(ledger, jobs) if isinstance(answer, Enqueued)]
+    assert [ring.id for ring in rings if ring] == [job.id for job in jobs]
+    numbers = [ring.seq for ring in rings if ring]
+    assert numbers == sorted(numbers)

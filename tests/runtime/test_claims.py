@@ -81,3 +81,18 @@ def test_who_waits_until_all_is_over_is_told() -> None:
     assert claims.move(fence, Phase.ENDED)
     thread.join(30)
     assert found == [True]
+
+
+def test_the_next_attempt_of_a_job_takes_the_place_of_one_that_has_ended() -> None:
+    # Given an end whose commit was not heard of
+    claims = Claims(lambda: SLOTS)
+    first, second = Fence("a", 1, "l"), Fence("a", 2, "l")
+    claims.grant(first)
+    assert claims.move(first, Phase.ENDED)
+    # When the same worker is granted the job again
+    claims.grant(second)
+    # Then that attempt can end, whatever is heard of the first
+    claims.settle(first)
+    assert claims.move(second, Phase.STARTED) and claims.move(second, Phase.ENDED)
+    claims.settle(second)
+    assert claims.entries() == [] and claims.free() == SLOTS

@@ -26,7 +26,7 @@ def test_what_is_there_is_frozen_and_the_youngest_may_be_many() -> None:
     assert gc.get_freeze_count() > before
 
 
-@pytest.mark.parametrize("own", [0, YOUNG + 1], ids=["off", "higher"])
+@pytest.mark.parametrize("own", [0, 300, YOUNG + 1], ids=["off", "lower", "higher"])
 def test_a_threshold_of_the_users_own_stays(own: int) -> None:
     gc.set_threshold(own, 10, 10)
     collect_seldom()

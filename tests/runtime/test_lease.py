@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from worker.errors import LedgerUnavailable
 from worker.jobs.job import Fence, Finish
 from worker.jobs.message import new_job
 from worker.jobs.states import State
@@ -16,6 +17,7 @@ from worker.ledger.database import Ledger
 from worker.ledger.enqueue import enqueue
 from worker.ledger.lease import held
 from worker.ledger.read import read
+from worker.runtime import lease as lease_module
 from worker.runtime.claims import Claims, Phase
 from worker.runtime.clock import LeaseClock, now, share
 from worker.runtime.lease import Lease, LeaseTerms
@@ -97,6 +99,44 @@ def test_a_job_that_was_cancelled_is_reported_stale(holder: Holder) -> None:
     assert holder.stale == [fence]
 
 
+@pytest.mark.parametrize("phase", [Phase.CLAIMED, Phase.HANDED])
+def test_a_job_that_was_cancelled_before_its_start_is_not_started(
+    holder: Holder, phase: Phase
+) -> None:
+    # Given two jobs that wait here for their start
+    cancelled, kept = holder.claim_one(), holder.claim_one()
+    for fence in (cancelled, kept):
+        holder.claims.move(fence, phase)
+    holder.ledger.execute(
+        "UPDATE jobs SET state = 'cancelled', lease = NULL WHERE id = :id", {"id": cancelled.id}
+    )
+    # When the lease is renewed
+    holder.lease._renew()
+    # Then the one that was cancelled is not started any more
+    assert not holder.clock.may_start(cancelled)
+    assert holder.clock.may_start(kept)
+
+
+def test_nothing_more_is_started_before_it_is_known_what_was_cancelled(
+    holder: Holder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a lease that is renewed, and a ledger that goes away before it said what is held
+    fence = holder.claim_one()
+    holder.clock.extend(fence.lease, now() - 0.001)
+
+    def away(ledger: Ledger, lease: str) -> set[tuple[str, int]]:
+        raise LedgerUnavailable("away")
+
+    monkeypatch.setattr(lease_module, "held", away)
+    with pytest.raises(LedgerUnavailable):
+        holder.lease._renew()
+    # Then nothing may be started, until it says so
+    assert not holder.clock.may_start(fence)
+    monkeypatch.undo()
+    holder.lease._renew()
+    assert holder.clock.may_start(fence)
+
+
 def test_a_worker_that_makes_no_progress_does_not_renew(holder: Holder) -> None:
     before = holder.expiry()
     holder.healthy = False
@@ -113,14 +153,14 @@ def test_a_lost_lease_is_replaced_and_its_jobs_are_not_started(holder: Holder) -
     holder.claims.move(handed, Phase.HANDED)
     old = holder.lease.id
     assert old is not None
-    assert holder.clock.may_start(old)
+    assert holder.clock.may_start(handed)
     holder.ledger.execute("DELETE FROM workers")
     # When the worker tries to renew
     holder.lease._renew()
     # Then it has another lease, and nothing of the old one may be started
     assert holder.lease.id != old
     assert holder.lease.is_held
-    assert not holder.clock.may_start(old)
+    assert not holder.clock.may_start(handed)
     assert holder.claims.fence_of(unstarted.id) is None
     assert set(holder.stale) == {unstarted, handed}
     assert held(holder.ledger, str(holder.lease.id)) == set()

@@ -73,6 +73,25 @@ def test_what_has_not_begun_is_dropped_at_the_end_and_what_runs_is_waited_for() 
         threads.submit(late.set)
 
 
+def test_a_job_runs_in_another_thread_where_no_more_can_be_started(
+    threads: Threads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    done = threading.Event()
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError, match="can't start"):
+            threads.submit(done.set)
+    threads.submit(int)
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        threads.submit(done.set)
+        assert done.wait(PATIENCE)
+    assert len(threads._threads) == 1
+
+
 def test_celerys_pool_runs_in_it() -> None:
     # Given Celery's pool of threads
     pool = TaskPool(3)

@@ -6,9 +6,7 @@ import difflib
 import json
 import logging
 import time
-from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import Final
 
@@ -19,14 +17,11 @@ from worker.jobs.job import Enqueued, NewJob
 from worker.jobs.signature import check_arguments
 from worker.ledger import enqueue as ledger_enqueue
 from worker.ledger.catalogue import Catalogue, read_catalogue
-from worker.ledger.database import Ledger, batches
-from worker.ledger.enqueue import BATCH, size_of
+from worker.ledger.database import Ledger
 from worker.ledger.together import GroupCommit
 
 logger = logging.getLogger(__name__)
 
-#: Batches of one call that are under way at once: one is written while the next is made ready.
-ABREAST: Final = 2
 #: Seconds for which a job is accepted by what workers had published; it is refused only by what
 #: they have published now.
 CATALOGUE_SECONDS: Final = 5.0
@@ -60,9 +55,10 @@ class Door:
 
     def _is_known(self, job: NewJob) -> bool:
         """Whether `job` fits what was read lately; one round trip then is enough for it."""
-        if self._known is not None and time.monotonic() - self._known[0] < CATALOGUE_SECONDS:
+        known = self._known
+        if known is not None and time.monotonic() - known[0] < CATALOGUE_SECONDS:
             with suppress(InvalidRequest):
-                check(self._known[1], job)
+                check(known[1], job)
                 return True
         return False
 
@@ -79,30 +75,10 @@ def enqueue(
 ) -> list[Enqueued | Conflict]:
     """Make checked `jobs` durable and ring for those that are due; answers in their order.
 
-    Unless it is `atomic`, several batches are under way at once. Of two equal jobs in different
-    ones either may be answered as the one that was created.
-
     Raises:
         Conflict: only with `atomic`.
         Unavailable: Postgres is away; what was not answered may be sent again.
     """
-    if atomic or len(jobs) <= BATCH:
-        return _enqueue(ledger, doorbells, jobs, atomic)
-    answers: list[Enqueued | Conflict] = []
-    with ThreadPoolExecutor(ABREAST, "enqueue") as pool:
-        under_way: deque[Future[list[Enqueued | Conflict]]] = deque()
-        for part in batches(jobs, BATCH, size_of):
-            if len(under_way) == ABREAST:
-                answers += under_way.popleft().result()
-            under_way.append(pool.submit(_enqueue, ledger, doorbells, part, False))
-        for one in under_way:
-            answers += one.result()
-    return answers
-
-
-def _enqueue(
-    ledger: Ledger, doorbells: Doorbells, jobs: Sequence[NewJob], atomic: bool
-) -> list[Enqueued | Conflict]:
     answers = ledger_enqueue.enqueue(ledger, jobs, atomic=atomic)
     ring(
         doorbells,

@@ -17,6 +17,7 @@ from sqlalchemy import (
     event,
     text,
 )
+from sqlalchemy.exc import DisconnectionError
 
 from worker.errors import LedgerUnavailable
 from worker.ledger.faults import READ_ONLY, ConnectionLost, TryAgain, translated
@@ -95,6 +96,7 @@ class Ledger:
         )
 
         event.listen(self._engine, "connect", self._set_bounds)
+        event.listen(self._engine, "checkout", _commits_each)
         event.listen(self._engine, "handle_error", _leave_a_standby)
 
     @property
@@ -207,6 +209,13 @@ class Ledger:
                 (f"{IDLE_TRANSACTION_SECONDS}s", *[_milliseconds(self._seconds or 0.0)] * 3),
             )
         connection.commit()
+
+
+def _commits_each(driver: Any, *_: Any) -> None:
+    """Give out no connection that would keep its statements for a COMMIT: an exception of a signal
+    handler may have come between the steps of `_together`."""
+    if not driver.autocommit:
+        raise DisconnectionError  # the pool takes another one
 
 
 @contextmanager

@@ -36,9 +36,14 @@ _FIELDS = {
 
 
 def _insert_from(rows: str) -> TextClause:
-    # In one order everywhere: who inserts a key or an id that another transaction has just inserted
-    # waits for its end, and two opposite batches would wait for each other.
+    # Numbered as they come, which is the order of their doorbells; inserted in one order
+    # because who inserts a key or an id that another transaction has just inserted waits for its
+    # end, and two opposite batches would wait for each other.
     return text(f"""
+        WITH new AS MATERIALIZED (
+            SELECT *, CASE WHEN delay > 0 THEN NULL ELSE nextval('dispatch_seq') END AS seq
+            FROM {rows}
+        )
         INSERT INTO jobs (id, task, queue, list, priority, state, run_at, expires_at, dispatch_seq,
                           dispatched_at, rings, key, fingerprint, parent_id, root_id, group_id,
                           envelope, body)
@@ -46,11 +51,10 @@ def _insert_from(rows: str) -> TextClause:
                CASE WHEN delay > 0 THEN 'scheduled' ELSE 'queued' END,
                CASE WHEN delay > 0 THEN clock_timestamp() + delay * interval '1 second' END,
                clock_timestamp() + expires * interval '1 second',
-               CASE WHEN delay > 0 THEN NULL ELSE nextval('dispatch_seq') END,
-               CASE WHEN delay > 0 THEN NULL ELSE clock_timestamp() END,
+               seq, CASE WHEN delay > 0 THEN NULL ELSE clock_timestamp() END,
                CASE WHEN delay > 0 THEN 0 ELSE 1 END,
                key, fingerprint, parent_id, root_id, group_id, envelope, body
-        FROM {rows}
+        FROM new
         ORDER BY key COLLATE "C" NULLS FIRST, id COLLATE "C"
         ON CONFLICT DO NOTHING
         RETURNING id, list, dispatch_seq

@@ -16,7 +16,7 @@ from sqlalchemy import Connection, text
 
 from worker.errors import SchemaMissing, SchemaNewer, SchemaOutdated
 from worker.ledger.database import Ledger
-from worker.ledger.faults import NotDone
+from worker.ledger.faults import NotDone, TryAgain
 
 #: Any number, the same in every replica: "ledger" in ASCII. Transaction-scoped, so that a
 #: transaction pooler cannot leak it.
@@ -54,7 +54,7 @@ def migrate(url: str) -> str:
                 with ledger.transaction() as connection:
                     _upgrade(connection)
                 break
-            except NotDone as exc:
+            except (NotDone, TryAgain) as exc:
                 if not left:
                     raise
                 logger.warning("The migration is tried again: %s", exc)

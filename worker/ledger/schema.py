@@ -151,6 +151,7 @@ workers: Final = Table(
     Column("started_at", _TIME, nullable=False, server_default=text("clock_timestamp()")),
     Column("renewed_at", _TIME, nullable=False, server_default=text("clock_timestamp()")),
     Column("expires_at", _TIME, nullable=False),
+    Index("workers_expiring", "expires_at"),
     postgresql_with={"fillfactor": "50"},
 )
 

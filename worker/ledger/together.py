@@ -73,11 +73,11 @@ class _Line:
                 return False
             self._committing = request
             of_each_id = {request.job.id: request}
-            for other in self._waiting:
+            for other in list(self._waiting):  # a handler of this thread may take some
                 of_each_id.setdefault(other.job.id, other)
             request.batch = next(batches(of_each_id.values(), BATCH, _size_of))
             for one in request.batch:
-                del self._waiting[one]
+                self._waiting.pop(one, None)
             return True
 
     def pass_on(self, request: _Request) -> None:

@@ -74,7 +74,11 @@ class Claims:
     def grant(self, fence: Fence) -> None:
         """The ledger granted a reserved job."""
         with self._changed:
-            entry = self._entries.setdefault(fence.id, Entry(fence.id))
+            entry = self._entries.get(fence.id)
+            if entry is None or entry.fence not in (None, fence):
+                # An attempt before it may be here still: its end is committed, and not heard to be.
+                self._forget(fence.id)
+                entry = self._entries[fence.id] = Entry(fence.id)
             entry.fence, entry.since = fence, time.monotonic()
 
     def drop(self, ids: Iterable[str]) -> None:

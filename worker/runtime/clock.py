@@ -5,6 +5,9 @@ from __future__ import annotations
 import mmap
 import struct
 import time
+from collections.abc import Iterable
+
+from worker.jobs.job import Fence
 
 
 class LeaseClock:
@@ -13,7 +16,8 @@ class LeaseClock:
     The deadline is when the last successful renewal was *sent*, plus the lease, minus a margin:
     Postgres counts from when it received it, which is later. CLOCK_BOOTTIME also counts while the
     machine sleeps. A process that was stopped past it finds so before it starts anything, and a
-    job that was claimed under an earlier lease is not started under the next.
+    job that was claimed under an earlier lease is not started under the next. Neither is what the
+    ledger was seen to have taken back; a forked child does not hear of that.
     """
 
     _DEADLINE = struct.Struct("d")
@@ -22,6 +26,7 @@ class LeaseClock:
     def __init__(self) -> None:
         # Anonymous memory that a fork shares.
         self._shared = mmap.mmap(-1, self._DEADLINE.size + self._LEASE.size)
+        self._withdrawn: frozenset[Fence] = frozenset()
 
     def extend(self, lease: str, until: float) -> None:
         """Set the lease's id and its deadline, in seconds of `now()`."""
@@ -30,10 +35,16 @@ class LeaseClock:
             self._LEASE.pack_into(self._shared, self._DEADLINE.size, lease.encode())
         self._DEADLINE.pack_into(self._shared, 0, until)
 
-    def may_start(self, lease: str) -> bool:
-        """Whether a job claimed under `lease` may be started now."""
+    def withdraw(self, fences: Iterable[Fence]) -> None:
+        """Set which attempts are not ours any more, of those that are here still."""
+        self._withdrawn = frozenset(fences)
+
+    def may_start(self, fence: Fence) -> bool:
+        """Whether the attempt may be started now."""
         (until,) = self._DEADLINE.unpack_from(self._shared)
-        return now() < float(until) and self._lease() == lease
+        return (
+            now() < float(until) and self._lease() == fence.lease and fence not in self._withdrawn
+        )
 
     def _lease(self) -> str:
         (lease,) = self._LEASE.unpack_from(self._shared, self._DEADLINE.size)

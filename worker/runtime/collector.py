@@ -11,14 +11,16 @@ from typing import Final
 
 #: Objects made, less those forgotten, before the collector looks at the youngest.
 YOUNG: Final = 20_000
+#: What Python 3.11 to 3.13 begin with.
+PYTHONS: Final = frozenset({700, 2000})
 
 
 def collect_seldom() -> None:
     """Call once, when everything is imported and nothing has forked: what is there by now is never
-    looked at again, which also keeps its memory shared with children. A higher threshold of the
-    user's own stays."""
+    looked at again, which also keeps its memory shared with children. A threshold of the user's own
+    stays."""
     gc.collect()
     gc.freeze()
     youngest, *older = gc.get_threshold()
-    if 0 < youngest < YOUNG:
+    if youngest in PYTHONS:
         gc.set_threshold(YOUNG, *older)

@@ -16,7 +16,7 @@ from celery.worker.request import Request
 from celery.worker.state import task_reserved
 from kombu import Message
 from kombu.exceptions import ContentDisallowed, DecodeError
-from kombu.serialization import prepare_accept_content
+from kombu.serialization import prepare_accept_content, registry
 from kombu.utils.json import loads
 
 from worker.jobs.job import Claim
@@ -223,10 +223,14 @@ class LedgerConsumer(celery_consumer.Consumer):  # type: ignore[misc] # Celery's
         )
 
 
-def _read(text: str | bytes) -> Any:
+def _read(text: str) -> Any:
     """JSON, as kombu reads it; which looks at every object for a type of its own."""
-    mark: Any = "__type__" if isinstance(text, str) else b"__type__"
-    return loads(text) if mark in text else json.loads(text)
+    return loads(text) if "__type__" in text else json.loads(text)
+
+
+def _is_kombus_json() -> bool:
+    """Whether JSON is read by kombu, and not by a codec that the user has put in its place."""
+    return registry._decoders.get(JSON) is loads
 
 
 def _payload(message: Message) -> Any:
@@ -235,7 +239,7 @@ def _payload(message: Message) -> Any:
     Raises:
         ContentDisallowed, DecodeError: it cannot be read.
     """
-    if message.content_type == JSON and message.content_encoding == "utf-8":
+    if message.content_type == JSON and message.content_encoding == "utf-8" and _is_kombus_json():
         with suppress(ValueError):
-            return _read(message.body)
+            return _read(message.body.decode())
     return message.payload

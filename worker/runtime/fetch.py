@@ -193,6 +193,7 @@ class Fetcher:
         self._idle = threading.Event()
         self._idle.set()
         self._is_full = False  # the last round took a job for every free slot
+        self._goal = 1  # free slots that the next round waits for, if it was
         #: Why nothing can be fetched, as long as it cannot.
         self.trouble: LedgerError | None = None
         self._turned = time.monotonic()
@@ -252,7 +253,7 @@ class Fetcher:
 
     def _fetch_once(self) -> bool:
         """One round; whether it came so far as to ask both stores."""
-        free = self._claims.wait_for_slots(1, 0.5)
+        free = self._free()
         # After an outage: renew first, then flush the finishes, then claim (PROTOCOL 12).
         if not free or not self._lease.wait(0.5):
             return False
@@ -261,10 +262,23 @@ class Fetcher:
             return False
         if self._stopped.is_set() or not self._may_fetch.is_set() or self._lease.id is None:
             return False
-        if self._is_full:
-            free = self._claims.wait_for_slots(max(1, self._claims.slots // 2), GATHER)
         claimed = self._source.take(self._lease.id, free)
         self._is_full = len(claimed) >= free
         if claimed:
             self._deliver(claimed)
         return True
+
+    def _free(self) -> int:
+        """Free slots: as soon as there is one, or, while more jobs wait than that, a good part.
+
+        The goal follows what gets free in time: where long jobs hold the other slots, few do.
+        """
+        free = self._claims.wait_for_slots(1, 0.5)
+        if not free or not self._is_full:
+            return free
+        free = self._claims.wait_for_slots(self._goal, GATHER)
+        if free < self._goal:
+            self._goal = max(1, self._goal // 2)
+        elif free > self._goal:
+            self._goal = max(1, min(2 * free, self._claims.slots // 2))
+        return free

@@ -156,8 +156,9 @@ class Lease:
         sent = now()
         assert self._id is not None
         if renew(self.ledger, self._id, self.terms.seconds):
-            self.clock.extend(self._id, sent + self.terms.seconds * (1 - MARGIN))
+            # Reconciled first: what was cancelled is not started more than a lease later.
             self._reconcile()
+            self.clock.extend(self._id, sent + self.terms.seconds * (1 - MARGIN))
         elif self._stop.is_set():
             return  # `close` has ended it meanwhile; a new one would outlive this worker
         else:
@@ -192,10 +193,11 @@ class Lease:
             entry.fence
             for entry in entries.values()
             if entry.fence is not None
-            and entry.phase in (Phase.HANDED, Phase.STARTED)
+            and entry.phase is not Phase.ENDED
             and entry.since < started
             and (entry.id, entry.fence.attempt) not in running
         ]
+        self.clock.withdraw(stale)
         if stale:
             self.on_stale(stale)
 

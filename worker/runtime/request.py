@@ -68,6 +68,9 @@ class ClaimedRequest(Request):  # type: ignore[misc] # Celery's class is not typ
     def _hand_over(self, pool: Any) -> Any:
         if self.revoked():
             raise TaskRevokedError(self.id)
+        if not self.clock.may_start(self.fence):
+            self._give_back()
+            raise TaskRevokedError(self.id)
         self.claims.move(self.fence, Phase.HANDED)
         time_limit, soft_time_limit = self.time_limits
         result = pool.apply_async(
@@ -113,10 +116,7 @@ class ClaimedRequest(Request):  # type: ignore[misc] # Celery's class is not typ
             self.on_failure(traced)
             return
         if traced.finish is None:
-            task_ready(self)
-            self.finish(
-                Finish(self.fence, State.QUEUED, "released", error="not started in the lease")
-            )
+            self._give_back()
             return
         task_ready(self, successful=not traced.failed)
         self.finish(traced.finish)
@@ -146,6 +146,11 @@ class ClaimedRequest(Request):  # type: ignore[misc] # Celery's class is not typ
             )  # fmt: skip
             return
         super().on_failure(exc_info, send_failed_event, return_ok)
+
+    def _give_back(self) -> None:
+        """It may not be ours any more; if it is, let somebody else run it."""
+        task_ready(self)
+        self.finish(Finish(self.fence, State.QUEUED, "released", error="not started in the lease"))
 
     def _lose(self, error: str) -> None:
         """The child died, with this job alone in it: a loss that counts."""

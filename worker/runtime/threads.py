@@ -44,16 +44,13 @@ class Threads:
         """Let a thread call `function`, soon; only the event loop's thread may ask for it.
 
         Raises:
-            RuntimeError: after `shutdown`.
+            RuntimeError: after `shutdown`, or no thread can be started and there is none.
         """
         if self._is_shut:
             raise RuntimeError("the pool is shut down")
-        self._work.put((function, args))
         if len(self._threads) < self._most:
-            name = f"pool-{len(self._threads)}"
-            thread = threading.Thread(target=self._run, name=name, daemon=True)
-            self._threads.add(thread)
-            thread.start()
+            self._start_one()
+        self._work.put((function, args))
         return _Unawaited()
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
@@ -71,6 +68,18 @@ class Threads:
             self._work.put(None)
         for thread in self._threads if wait else ():
             thread.join()
+
+    def _start_one(self) -> None:
+        name = f"pool-{len(self._threads)}"
+        thread = threading.Thread(target=self._run, name=name, daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # there may be no more of them in this container
+            if not self._threads:
+                raise
+            logger.exception("A job waits for another one's thread")
+        else:
+            self._threads.add(thread)
 
     def _run(self) -> None:
         while (work := self._work.get()) is not None:

@@ -54,9 +54,10 @@ def run_claimed(
     content_type: str | None,
     content_encoding: str | None,
 ) -> Traced:
-    """Run `task` as the attempt of `fence`, unless the lease may have expired meanwhile."""
-    if not clock.may_start(fence.lease):
-        # This process was stopped or cut off: somebody else may be running the job by now.
+    """Run `task` as the attempt of `fence`, unless it may not be ours any more."""
+    if not clock.may_start(fence):
+        # This process was stopped or cut off: somebody else may be running the job by now. Or it
+        # was cancelled.
         return Traced(0, None, None, None)
     app: Any = current_app._get_current_object()  # type: ignore[attr-defined] # a proxy
     tracer = (

@@ -1,4 +1,4 @@
-"""Ten million jobs: an index for dead letters, HOT renewals, statistics and vacuums in time."""
+"""Ten million jobs: an index for dead letters, statistics and vacuums in time."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -8,11 +8,19 @@ down_revision = "0002"
 
 
 def upgrade() -> None:
-    """Build the index first: it takes its time, and what follows stops renewals until the end.
+    """Lock nothing of `workers` that a claim wants: it has that table, and waits for this one.
 
-    It blocks writes while it reads the table. Where that takes too long, it is built before, by
-    hand and `CONCURRENTLY`, and found here.
+    The index blocks writes while it reads the table. Where that takes too long, it is built before,
+    by hand and `CONCURRENTLY`, and found here; one whose building failed is built anew.
     """
+    op.execute("""
+        DO $$ BEGIN
+            IF EXISTS (SELECT FROM pg_index
+                       WHERE indexrelid = to_regclass('jobs_listed') AND NOT indisvalid) THEN
+                DROP INDEX jobs_listed;
+            END IF;
+        END $$
+    """)
     op.create_index(
         "jobs_listed",
         "jobs",
@@ -36,4 +44,3 @@ def upgrade() -> None:
         )
     """)
     op.execute("ALTER TABLE workers SET (fillfactor = 50)")
-    op.drop_index("workers_expiring", "workers")
