@@ -13,7 +13,10 @@ from tests.proxy import proxied
 from worker.client import Client
 from worker.errors import ArgumentsMismatch, Conflict, UnknownQueue, UnknownTask
 from worker.flows import enqueue as flow
+from worker.jobs.job import Enqueued
+from worker.jobs.message import new_job
 from worker.jobs.states import State
+from worker.ledger import enqueue as ledger_enqueue
 from worker.ledger.catalogue import publish
 from worker.settings import Settings
 
@@ -147,3 +150,18 @@ def test_threads_are_answered_while_redis_is_away(settings: Settings) -> None:
             found = given.all_at_once([lambda: client.enqueue("echo", [1])] * 20)
             assert all(answer.created for answer in found)
             assert client.counts() == {State.QUEUED: 20}
+
+
+@pytest.mark.usefixtures("served")
+def test_many_are_answered_while_redis_is_away_after_one_look_for_it(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(ledger_enqueue, "BATCH", 10)
+    with proxied(settings.redis_url.get_secret_value()) as line:
+        line.refuse()
+        own = settings.model_copy(update={"redis_url": type(settings.redis_url)(line.url)})
+        with Client(own) as client:
+            found = client.enqueue_many([new_job("echo", [n]) for n in range(45)])
+            assert len({answer.id for answer in found if isinstance(answer, Enqueued)}) == 45
+            assert client.counts() == {State.QUEUED: 45}
+    assert sum("doorbells are late" in message for message in caplog.messages) == 1

@@ -13,12 +13,14 @@ from worker.errors import Conflict, LedgerUnavailable, MalformedId
 from worker.jobs.job import Ended, Enqueued, Finish, Message, NewJob
 from worker.jobs.states import State
 from worker.ledger import enqueue as enqueue_module
+from worker.ledger import insert as insert_module
 from worker.ledger.change import cancel, replay
 from worker.ledger.claim import claim
 from worker.ledger.database import Ledger
-from worker.ledger.enqueue import enqueue, insert_ended
+from worker.ledger.enqueue import enqueue, enqueue_in_parts
 from worker.ledger.faults import Refused
 from worker.ledger.finish import finish
+from worker.ledger.insert import insert_ended
 from worker.ledger.read import counts
 
 
@@ -168,11 +170,13 @@ def test_large_jobs_are_not_sent_in_one_message(
 ) -> None:
     # Postgres takes no message above 1 GB: a thousand jobs of a megabyte each would be one.
     sizes: list[int] = []
-    real = enqueue_module.insert
+    real = insert_module.insert
 
-    def insert(connection: Connection, jobs: Sequence[NewJob]) -> list[Enqueued | Conflict]:
+    def insert(
+        connection: Connection, jobs: Sequence[NewJob], arrays: dict[str, str]
+    ) -> list[Enqueued | Conflict]:
         sizes.append(len(jobs))
-        return real(connection, jobs)
+        return real(connection, jobs, arrays)
 
     monkeypatch.setattr(enqueue_module, "insert", insert)
     large = [
@@ -182,6 +186,38 @@ def test_large_jobs_are_not_sent_in_one_message(
 
     assert [answer.id for answer in answers(ledger, *large)] == [job.id for job in large]
     assert sizes == [2, 2, 1]
+
+
+def test_answers_come_batch_by_batch_and_in_order(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(enqueue_module, "BATCH", 2)
+    jobs = [given.job(f"j{number}") for number in range(7)]
+
+    parts = list(enqueue_in_parts(ledger, jobs))
+
+    assert [len(part) for part in parts] == [2, 2, 2, 1]
+    told = [answer for part in parts for answer in part if isinstance(answer, Enqueued)]
+    assert [answer.id for answer in told] == [job.id for job in jobs]
+    numbers = [answer.ring.seq for answer in told if answer.ring]
+    assert numbers == sorted(numbers), "they run in the order in which they were sent"
+    assert len(numbers) == 7
+
+
+def test_after_a_batch_that_failed_none_is_inserted(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given four batches, of which Postgres refuses the second
+    monkeypatch.setattr(enqueue_module, "BATCH", 2)
+    jobs = [given.job(f"j{number}") for number in range(8)]
+    jobs[3] = replace(jobs[3], message=Message("a NUL: \0", b""))
+    # When they are enqueued
+    parts = enqueue_in_parts(ledger, jobs)
+    assert [answer.id for answer in next(parts)] == ["j0", "j1"]  # type: ignore[union-attr] # no conflict
+    with pytest.raises(Refused):
+        next(parts)
+    # Then nothing after the first is there, though the third was ready
+    assert counts(ledger) == {State.QUEUED: 2}
 
 
 @pytest.mark.parametrize("bad", ["x" * 6000, "a\0b", "", "\ud800"])

@@ -16,8 +16,9 @@ from worker.ledger.change import cancel, forget, replay
 from worker.ledger.claim import claim, claim_suspects
 from worker.ledger.database import Ledger
 from worker.ledger.dispatch import dispatch_due, take_lost, take_unsure
-from worker.ledger.enqueue import enqueue, insert_ended
+from worker.ledger.enqueue import enqueue
 from worker.ledger.finish import finish
+from worker.ledger.insert import insert_ended
 from worker.ledger.lease import close_lease
 from worker.ledger.rescue import rescue
 from worker.ledger.retention import expire_late

@@ -18,8 +18,9 @@ from worker.jobs.job import Enqueued, Finish, Message, NewJob, Ring
 from worker.jobs.states import State
 from worker.ledger import together
 from worker.ledger.database import Ledger
-from worker.ledger.enqueue import enqueue, insert
+from worker.ledger.enqueue import enqueue
 from worker.ledger.faults import Refused
+from worker.ledger.insert import insert
 from worker.ledger.read import counts
 from worker.ledger.together import GroupCommit
 

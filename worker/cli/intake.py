@@ -13,7 +13,7 @@ from worker.flows.enqueue import catalogue_of, check, enqueue
 from worker.flows.ring import ring
 from worker.jobs.job import Enqueued, NewJob
 from worker.ledger.catalogue import Catalogue, read_catalogue
-from worker.ledger.enqueue import insert
+from worker.ledger.insert import insert
 
 #: Told of every line, in their order: its number, and its job or why it was refused.
 Tell = Callable[[int, Enqueued | LedgerError], None]

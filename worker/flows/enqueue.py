@@ -6,7 +6,7 @@ import difflib
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -79,11 +79,17 @@ def enqueue(
         Conflict: only with `atomic`.
         Unavailable: Postgres is away; what was not answered may be sent again.
     """
-    answers = ledger_enqueue.enqueue(ledger, jobs, atomic=atomic)
-    ring(
-        doorbells,
-        [answer.ring for answer in answers if isinstance(answer, Enqueued) and answer.ring],
+    parts: Iterable[list[Enqueued | Conflict]] = (
+        [ledger_enqueue.enqueue(ledger, jobs, atomic=True)]
+        if atomic
+        else ledger_enqueue.enqueue_in_parts(ledger, jobs)
     )
+    answers: list[Enqueued | Conflict] = []
+    is_away = False  # once Redis is found to be, nobody waits for it with the next thousand
+    for part in parts:
+        answers += part
+        rings = [answer.ring for answer in part if isinstance(answer, Enqueued) and answer.ring]
+        is_away = is_away or not ring(doorbells, rings)
     return answers
 
 

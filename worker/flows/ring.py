@@ -12,9 +12,15 @@ from worker.jobs.job import Ring
 logger = logging.getLogger(__name__)
 
 
-def ring(doorbells: Doorbells, rings: Sequence[Ring]) -> None:
-    """Push `rings`; when Redis is away the jobs are safe, and start when it is back."""
+def ring(doorbells: Doorbells, rings: Sequence[Ring]) -> bool:
+    """Push `rings`; when Redis is away the jobs are safe, and start when it is back.
+
+    Returns:
+        Whether they were pushed.
+    """
     try:
         doorbells.ring(rings)
+        return True
     except BrokerUnavailable as exc:
         logger.warning("%d jobs are durable, their doorbells are late: %s", len(rings), exc)
+        return False

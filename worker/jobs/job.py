@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import struct
 from dataclasses import dataclass, field
 from datetime import datetime
 
 from worker.jobs.states import State
+
+_SIZE = struct.Struct(">Q")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +63,10 @@ class NewJob:
     @property
     def fingerprint(self) -> bytes:
         """SHA-256 over what makes two enqueues with one id or key the same request."""
-        digest = hashlib.sha256()
-        for part in (self.task.encode(), self.queue.encode(), self.message.body):
-            digest.update(len(part).to_bytes(8, "big"))
-            digest.update(part)
-        return digest.digest()
+        task, queue, body = self.task.encode(), self.queue.encode(), self.message.body
+        size = _SIZE.pack
+        parts = (size(len(task)), task, size(len(queue)), queue, size(len(body)), body)
+        return hashlib.sha256(b"".join(parts)).digest()
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ what `celery.app.amqp.AMQP.as_task_v2` of Celery 5.7 sends.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import socket
@@ -37,6 +38,8 @@ _ENVELOPE = (
     ' "content-encoding": "utf-8"}'
 )
 _as_json = encode_basestring_ascii
+#: What a body says of callbacks and a chain, of which the jobs made here have none.
+_EMBED = '{"callbacks": null, "errbacks": null, "chain": null, "chord": null}'
 
 
 def new_job(
@@ -71,15 +74,19 @@ def new_job(
         TooLarge: a body over `max_bytes`.
     """
     chosen = new_id() if job_id is None else checked_id(job_id)
-    _check_names(task, queue, key)
-    _check_priority(priority)
+    if type(task) is type(queue) is str and type(priority) is int:
+        redis_list = _list_of(task, queue, priority)
+    else:  # which cannot be, or is unusual: the cache would not take all of it
+        redis_list = _list_of.__wrapped__(task, queue, priority)
+    if key is not None:
+        _check_text("idempotency key", key, MAX_KEY_BYTES)
     _check_arguments(args, kwargs)
     body = encoded_body(list(args), dict(kwargs or {}), max_bytes)
     return NewJob(
         id=chosen,
         task=task,
         queue=queue,
-        list=list_of(queue, priority),
+        list=redis_list,
         priority=priority,
         delay=_seconds("delay", delay),
         expires=_seconds("expires", expires),
@@ -96,11 +103,10 @@ def encoded_body(args: list[Any], kwargs: dict[str, Any], max_bytes: int) -> byt
         NotJSON: JSON cannot hold it, or it nests deeper than `MAX_DEPTH`.
         TooLarge: it has more than `max_bytes` bytes.
     """
-    embed = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
     if depth_of([args, kwargs]) > MAX_DEPTH:
         raise NotJSON(f"The arguments nest deeper than {MAX_DEPTH} levels; flatten them.")
     try:
-        body = json.dumps([args, kwargs, embed]).encode()
+        body = f"{json.dumps([args, kwargs])[:-1]}, {_EMBED}]".encode()
     except (TypeError, ValueError) as exc:
         raise NotJSON(f"The arguments cannot be written as JSON: {exc}.") from None
     if len(body) > max_bytes:
@@ -175,16 +181,23 @@ def _envelope(
         "id": _as_json(job_id),
         "args": _as_json(repr(tuple(args))[:REPR_LIMIT]),
         "kwargs": _as_json(repr(dict(kwargs))[:REPR_LIMIT]),
-        "origin": _as_json(f"{os.getpid()}@{socket.gethostname()}"),
+        "origin": _origin(os.getpid()),
         "priority": priority,
     }
 
 
-def _check_names(task: object, queue: str, key: object) -> None:
+@functools.lru_cache(maxsize=4)
+def _origin(pid: int) -> str:
+    return _as_json(f"{pid}@{socket.gethostname()}")
+
+
+@functools.lru_cache(maxsize=1024)
+def _list_of(task: str, queue: str, priority: int) -> str:
+    """The Redis list, once the three are checked."""
     _check_text("task name", task)
     checked_queue(queue)
-    if key is not None:
-        _check_text("idempotency key", key, MAX_KEY_BYTES)
+    _check_priority(priority)
+    return list_of(queue, priority)
 
 
 def _check_priority(value: object) -> None:

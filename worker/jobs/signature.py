@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -34,7 +35,18 @@ def check_arguments(
     """
     if parameters is None:
         return
-    signature = inspect.Signature(
+    signature = _signature(tuple(map(tuple, parameters)))
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as exc:
+        raise ArgumentsMismatch(
+            f"The arguments do not fit task {task!r}: {exc}; it takes {_written(signature)}."
+        ) from None
+
+
+@functools.lru_cache(maxsize=1024)
+def _signature(parameters: tuple[tuple[Any, ...], ...]) -> inspect.Signature:
+    return inspect.Signature(
         [
             inspect.Parameter(
                 name, _KINDS[kind], default=inspect.Parameter.empty if required else None
@@ -42,12 +54,6 @@ def check_arguments(
             for name, kind, required in parameters
         ]
     )
-    try:
-        signature.bind(*args, **kwargs)
-    except TypeError as exc:
-        raise ArgumentsMismatch(
-            f"The arguments do not fit task {task!r}: {exc}; it takes {_written(signature)}."
-        ) from None
 
 
 def _written(signature: inspect.Signature) -> str:

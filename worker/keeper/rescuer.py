@@ -11,8 +11,8 @@ from worker.jobs.message import later_steps
 from worker.jobs.states import State
 from worker.keeper.keeper import Post
 from worker.ledger.effort import Effort
-from worker.ledger.enqueue import insert_ended
 from worker.ledger.faults import NotDone
+from worker.ledger.insert import insert_ended
 from worker.ledger.read import read_many
 from worker.ledger.rescue import Rescued, condemned, rescue, uptime
 

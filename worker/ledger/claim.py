@@ -7,9 +7,10 @@ from collections.abc import Collection, Sequence
 from sqlalchemy import Connection, text
 
 from worker.jobs.job import Claim, Fence, Message, NewJob
+from worker.ledger.arrays import literal
 from worker.ledger.database import Ledger
-from worker.ledger.enqueue import insert
 from worker.ledger.guards import QUEUED
+from worker.ledger.insert import insert
 
 #: The suspicion at which a job runs in a process that holds nothing else.
 ALONE = 2
@@ -164,12 +165,12 @@ def _all_claims(connection: Connection, lease: str, ids: Sequence[str]) -> list[
     """What is granted now, and what was granted before by a commit whose reply was lost."""
     granted = _claims(connection, lease, ids)
     if missing := sorted(set(ids) - {claim.fence.id for claim in granted}):
-        granted += _rows(connection.execute(_HELD, {"lease": lease, "ids": missing}))
+        granted += _rows(connection.execute(_HELD, {"lease": lease, "ids": literal(missing)}))
     return granted
 
 
 def _claims(connection: Connection, lease: str, ids: Sequence[str]) -> list[Claim]:
-    return _rows(connection.execute(_CLAIM, {"lease": lease, "ids": list(ids)}))
+    return _rows(connection.execute(_CLAIM, {"lease": lease, "ids": literal(list(ids))}))
 
 
 def _rows(rows: object) -> list[Claim]:

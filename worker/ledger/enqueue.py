@@ -1,117 +1,21 @@
-"""Insert jobs: the moment from which they cannot be lost."""
+"""Insert jobs and commit: the moment from which they cannot be lost."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from typing import Any
+import itertools
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
-from sqlalchemy import Connection, TextClause, text
+from sqlalchemy import Connection
 
 from worker.errors import Conflict
 from worker.jobs.ids import checked_id
-from worker.jobs.job import Ended, Enqueued, NewJob, Ring
-from worker.ledger.database import Ledger, batches, columns
+from worker.jobs.job import Enqueued, NewJob
+from worker.ledger.database import Ledger, batches
+from worker.ledger.insert import arrays_of, insert, size_of
 
 #: Rows in one INSERT: large enough to amortise the round trip, small enough to bound memory.
 BATCH = 1000
-
-#: What a new row is made of, with the types of Postgres.
-_FIELDS = {
-    "id": "text",
-    "task": "text",
-    "queue": "text",
-    "list": "text",
-    "priority": "smallint",
-    "delay": "float8",
-    "expires": "float8",
-    "key": "text",
-    "fingerprint": "bytea",
-    "parent_id": "text",
-    "root_id": "text",
-    "group_id": "text",
-    "envelope": "text",
-    "body": "bytea",
-}
-
-
-def _insert_from(rows: str) -> TextClause:
-    # Numbered as they come, which is the order of their doorbells; inserted in one order
-    # because who inserts a key or an id that another transaction has just inserted waits for its
-    # end, and two opposite batches would wait for each other.
-    return text(f"""
-        WITH new AS MATERIALIZED (
-            SELECT *, CASE WHEN delay > 0 THEN NULL ELSE nextval('dispatch_seq') END AS seq
-            FROM {rows}
-        )
-        INSERT INTO jobs (id, task, queue, list, priority, state, run_at, expires_at, dispatch_seq,
-                          dispatched_at, rings, key, fingerprint, parent_id, root_id, group_id,
-                          envelope, body)
-        SELECT id, task, queue, list, priority,
-               CASE WHEN delay > 0 THEN 'scheduled' ELSE 'queued' END,
-               CASE WHEN delay > 0 THEN clock_timestamp() + delay * interval '1 second' END,
-               clock_timestamp() + expires * interval '1 second',
-               seq, CASE WHEN delay > 0 THEN NULL ELSE clock_timestamp() END,
-               CASE WHEN delay > 0 THEN 0 ELSE 1 END,
-               key, fingerprint, parent_id, root_id, group_id, envelope, body
-        FROM new
-        ORDER BY key COLLATE "C" NULLS FIRST, id COLLATE "C"
-        ON CONFLICT DO NOTHING
-        RETURNING id, list, dispatch_seq
-    """)  # noqa: S608 -- constants of this module
-
-
-_ARRAYS = ", ".join(f"CAST(:{name} AS {kind}[])" for name, kind in _FIELDS.items())
-_INSERT = _insert_from(f"unnest({_ARRAYS}) AS new ({', '.join(_FIELDS)})")
-
-#: What a lone job most often is made of: it is due, and nothing but a key is said of it. In the
-#: words of psycopg2: who enqueues it waits for each step on the way, and these are fewer.
-_PLAIN = ("id", "task", "queue", "list", "priority", "key", "fingerprint", "root_id", "envelope",
-          "body")  # fmt: skip
-_INSERT_PLAIN = f"""
-    INSERT INTO jobs (state, dispatch_seq, dispatched_at, rings, {", ".join(_PLAIN)})
-    VALUES ('queued', nextval('dispatch_seq'), clock_timestamp(), 1,
-            {", ".join(f"%({name})s" for name in _PLAIN)})
-    ON CONFLICT DO NOTHING
-    RETURNING id, list, dispatch_seq
-"""  # noqa: S608 -- constants of this module
-
-# A job replaced by a canvas waits for ever, until the canvas's last step brings its message. A
-# later step of a failed chain has ended without ever having been enqueued: when the failed one is
-# replayed and succeeds, its message comes after all.
-_AWAITS = """
-    (state = 'scheduled' AND run_at = 'infinity'
-     OR state IN ('failed', 'cancelled') AND list = '' AND attempt = 0)
-"""
-
-_KNOWN = text(f"""
-    SELECT id, key, fingerprint, COALESCE({_AWAITS}, false) AS awaits FROM jobs
-    WHERE id = ANY(CAST(:ids AS text[])) OR key = ANY(CAST(:keys AS text[]))
-""")  # noqa: S608 -- constants of this module
-
-_FILL_AWAITED = text(f"""
-    UPDATE jobs
-    SET state = 'queued', task = :task, queue = :queue, list = :list, priority = :priority,
-        run_at = NULL, dispatch_seq = nextval('dispatch_seq'), dispatched_at = clock_timestamp(),
-        expires_at = COALESCE(clock_timestamp() + :expires * interval '1 second', expires_at),
-        rings = 1, envelope = :envelope, body = :body, fingerprint = :fingerprint,
-        result = NULL, result_type = NULL, error = NULL, traceback = NULL, finished_at = NULL
-    WHERE id = :id AND {_AWAITS}
-    RETURNING id, list, dispatch_seq
-""")  # noqa: S608 -- constants of this module
-
-_INSERT_ENDED = text("""
-    INSERT INTO jobs (id, task, queue, list, priority, state, fingerprint, parent_id, root_id,
-                      group_id, envelope, body, result, result_type, error, traceback, finished_at)
-    VALUES (:id, :task, '', '', 0, :state, '', :parent_id, :root_id, :group_id, '{}', '',
-            :result, :result_type, :error, :traceback, clock_timestamp())
-    ON CONFLICT (id) DO UPDATE
-    SET state = excluded.state, result = excluded.result, result_type = excluded.result_type,
-        error = excluded.error, traceback = excluded.traceback,
-        finished_at = excluded.finished_at, run_at = NULL
-    WHERE jobs.state = 'scheduled' AND jobs.run_at = 'infinity'
-      AND excluded.state IN ('failed', 'cancelled')
-""")
 
 
 def enqueue(
@@ -131,54 +35,57 @@ def enqueue(
         Conflict: only with `atomic`; nothing was inserted.
         Unavailable: Postgres is away; what was not answered may be sent again.
     """
-    for job in jobs:
-        checked_id(job.id)
-    if atomic and len(jobs) > 1:
-        return list(ledger.run(lambda connection: _insert_all_or_none(connection, jobs)))
-    answers: list[Enqueued | Conflict] = []
-    for batch in batches(jobs, BATCH, size_of):  # one statement each, but for what conflicts
-        answers += ledger.run_each(lambda connection, batch=batch: insert(connection, batch))  # type: ignore[misc] # a lambda's default
-    if atomic:
-        _raise_conflict(answers)
-    return answers
+    if not atomic:
+        return [answer for part in enqueue_in_parts(ledger, jobs) for answer in part]
+    _check_ids(jobs)
+    return list(ledger.run(lambda connection: _insert_all_or_none(connection, jobs)))
 
 
-def insert(connection: Connection, jobs: Sequence[NewJob]) -> list[Enqueued | Conflict]:
-    """Insert `jobs` on the caller's connection; see `enqueue`. Bears to be done in parts."""
-    if len(jobs) == 1 and _is_plain(jobs[0]):
-        rows = connection.exec_driver_sql(_INSERT_PLAIN, _values(jobs[0], _PLAIN))
-    else:
-        rows = connection.execute(_INSERT, _arrays(jobs))
-    created = {
-        row.id: Ring(row.id, row.list, row.dispatch_seq) if row.dispatch_seq else None
-        for row in rows
-    }
-    repeated = {job_id for job_id, times in Counter(job.id for job in jobs).items() if times > 1}
-    unsure = [job for job in jobs if job.id not in created or job.id in repeated]
-    known = _known(connection, unsure) if unsure else {}
-    answers: list[Enqueued | Conflict] = []
-    for job in jobs:
-        # Of several jobs with one id, Postgres may have taken any; the row says which.
-        ours = job.id not in repeated or _is_same(known.get(("id", job.id)), job)
-        if job.id in created and ours:
-            answers.append(Enqueued(job.id, True, created.pop(job.id)))
-        else:
-            answers.append(_answer(connection, job, known))
-    return answers
+def enqueue_in_parts(ledger: Ledger, jobs: Sequence[NewJob]) -> Iterator[list[Enqueued | Conflict]]:
+    """Insert `jobs` and commit, batch by batch; yields the answers of each, in order.
 
+    While Postgres inserts one, the next is made ready, and the caller has the one before.
 
-def size_of(job: NewJob) -> int:
-    """About how many bytes a job takes in a statement."""
-    return len(job.message.body) + len(job.message.envelope)
-
-
-def insert_ended(connection: Connection, ended: Sequence[Ended]) -> None:
-    """Insert jobs that are final from the start, in the caller's transaction.
-
-    One that awaits the message of what replaced it ends too: that message will never come.
+    Raises:
+        MalformedId: an id that the ledger cannot hold; nothing was inserted.
+        Unavailable: Postgres is away; what was not answered may be sent again.
     """
-    for job in sorted(ended, key=lambda job: job.id.encode()):
-        connection.execute(_INSERT_ENDED, {name: getattr(job, name) for name in Ended.__slots__})
+    _check_ids(jobs)
+    parts = batches(jobs, BATCH, size_of)
+    first = next(parts, None)
+    if first is None:
+        return
+    second = next(parts, None)
+    if second is None:
+        yield ledger.run_each(lambda connection: insert(connection, first))
+        return
+    inserter = _Inserter(ledger)
+    with ThreadPoolExecutor(1, "enqueue") as thread:
+        waiting: list[Future[list[Enqueued | Conflict]]] = []
+        for part in itertools.chain((first, second), parts):
+            waiting.append(thread.submit(inserter.insert, part, arrays_of(part)))
+            if len(waiting) == 3:
+                yield waiting.pop(0).result()
+        for future in waiting:
+            yield future.result()
+
+
+class _Inserter:
+    """Inserts one batch after the other, until one fails: then none of those after it."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._failed: Exception | None = None
+
+    def insert(self, jobs: Sequence[NewJob], arrays: dict[str, str]) -> list[Enqueued | Conflict]:
+        """See `enqueue_in_parts`."""
+        if self._failed is not None:
+            raise self._failed
+        try:
+            return self._ledger.run_each(lambda connection: insert(connection, jobs, arrays))
+        except Exception as exc:
+            self._failed = exc
+            raise
 
 
 def _insert_all_or_none(
@@ -191,70 +98,12 @@ def _insert_all_or_none(
     return answers
 
 
+def _check_ids(jobs: Sequence[NewJob]) -> None:
+    for job in jobs:
+        checked_id(job.id)
+
+
 def _raise_conflict(answers: Sequence[Enqueued | Conflict]) -> None:
     for answer in answers:
         if isinstance(answer, Conflict):
             raise answer
-
-
-def _is_plain(job: NewJob) -> bool:
-    more = (job.delay, job.expires, job.parent_id, job.group_id)
-    return all(value is None for value in more)
-
-
-def _values(job: NewJob, names: Iterable[str] = _FIELDS) -> dict[str, Any]:
-    message = {"envelope": job.message.envelope, "body": job.message.body}
-    return {name: message[name] if name in message else getattr(job, name) for name in names}
-
-
-def _arrays(jobs: Sequence[NewJob]) -> dict[str, Any]:
-    rows = [tuple(_values(job).values()) for job in jobs]
-    return dict(zip(_FIELDS, columns(rows, len(_FIELDS)), strict=True))
-
-
-def _known(connection: Connection, jobs: Sequence[NewJob]) -> dict[tuple[str, str], Any]:
-    rows = connection.execute(
-        _KNOWN, {"ids": [job.id for job in jobs], "keys": [job.key for job in jobs if job.key]}
-    )
-    known: dict[tuple[str, str], Any] = {}
-    for row in rows:
-        known["id", row.id] = row
-        if row.key is not None:
-            known["key", row.key] = row
-    return known
-
-
-def _answer(
-    connection: Connection, job: NewJob, known: dict[tuple[str, str], Any]
-) -> Enqueued | Conflict:
-    by_key = known.get(("key", job.key)) if job.key is not None else None
-    row = by_key or known.get(("id", job.id))
-    awaited = row is not None and row.awaits and row.id == job.id
-    if awaited and (filled := _fill_awaited(connection, job)) is not None:
-        return Enqueued(job.id, True, filled)
-    if row is not None and _is_same(row, job):
-        return Enqueued(row.id, False, None)
-    if by_key is not None:
-        return Conflict(
-            f"The idempotency key {job.key!r} belongs to job {by_key.id} with another payload;"
-            " use a new key for a new request."
-        )
-    return Conflict(
-        f"The id {job.id!r} belongs to another job; leave the id out, or use a new one."
-    )
-
-
-def _fill_awaited(connection: Connection, job: NewJob) -> Ring | None:
-    names = ("id", "task", "queue", "list", "priority", "expires")
-    parameters = {name: getattr(job, name) for name in names}
-    parameters |= {
-        "envelope": job.message.envelope,
-        "body": job.message.body,
-        "fingerprint": job.fingerprint,
-    }
-    filled = connection.execute(_FILL_AWAITED, parameters).first()
-    return Ring(*filled) if filled is not None else None
-
-
-def _is_same(row: Any, job: NewJob) -> bool:
-    return row is not None and bytes(row.fingerprint) == job.fingerprint

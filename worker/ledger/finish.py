@@ -12,9 +12,10 @@ from sqlalchemy import Connection, text
 from worker.errors import Conflict
 from worker.jobs.job import Finish, Ring
 from worker.jobs.states import State
+from worker.ledger.arrays import literal
 from worker.ledger.database import Ledger, columns
-from worker.ledger.enqueue import insert, insert_ended
 from worker.ledger.guards import RUNNING
+from worker.ledger.insert import insert, insert_ended
 
 logger = logging.getLogger(__name__)
 
@@ -181,9 +182,9 @@ def _finish_each(connection: Connection, finishes: Sequence[Finish]) -> Finished
     for lease, result_type in kinds:
         some = [end for end in plain if (end.fence.lease, end.result_type) == (lease, result_type)]
         parameters = {
-            "id": [end.fence.id for end in some],
-            "attempt": [end.fence.attempt for end in some],
-            "result": [end.result for end in some],
+            "id": literal([end.fence.id for end in some]),
+            "attempt": literal([end.fence.attempt for end in some]),
+            "result": literal([end.result for end in some]),
             "lease": lease,
             "result_type": result_type,
         }
@@ -233,7 +234,7 @@ def _publish(connection: Connection, finishes: Sequence[Finish]) -> list[Ring]:
 
 def _parameters(finishes: Sequence[Finish]) -> dict[str, Any]:
     rows = [(*_own(end), *_replacement(end)) for end in finishes]
-    return dict(zip(_FIELDS, columns(rows, len(_FIELDS)), strict=True))
+    return dict(zip(_FIELDS, map(literal, columns(rows, len(_FIELDS))), strict=True))
 
 
 def _own(finish: Finish) -> tuple[Any, ...]:

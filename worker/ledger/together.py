@@ -18,7 +18,8 @@ from worker.errors import Conflict, Unavailable
 from worker.jobs.ids import checked_id
 from worker.jobs.job import Enqueued, NewJob, Ring
 from worker.ledger.database import Ledger, batches
-from worker.ledger.enqueue import BATCH, enqueue, size_of
+from worker.ledger.enqueue import BATCH, enqueue
+from worker.ledger.insert import size_of
 
 #: Seconds in line after which a caller commits what stands there, whoever else is committing: one
 #: commit that is held up, as by somebody else's transaction with its key, holds up no other.
@@ -113,7 +114,7 @@ class GroupCommit:
     """
 
     def __init__(
-        self, ledger: Ledger, on_committed: Callable[[Sequence[Ring]], None] | None = None
+        self, ledger: Ledger, on_committed: Callable[[Sequence[Ring]], object] | None = None
     ) -> None:
         self._ledger = ledger
         self._on_committed = on_committed

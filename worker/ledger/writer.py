@@ -13,9 +13,9 @@ from worker.jobs.job import Finish, Ring
 from worker.jobs.states import State
 from worker.ledger.database import Ledger, batches
 from worker.ledger.effort import Effort
-from worker.ledger.enqueue import size_of
 from worker.ledger.faults import NotDone, Refused
 from worker.ledger.finish import finish
+from worker.ledger.insert import size_of
 from worker.ledger.silence import patient
 
 logger = logging.getLogger(__name__)

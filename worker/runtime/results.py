@@ -18,9 +18,9 @@ from kombu.exceptions import EncodeError
 from worker.errors import Conflict, LedgerError, NotFound
 from worker.jobs.job import Fence
 from worker.ledger.change import cancel, forget
-from worker.ledger.enqueue import insert_ended
 from worker.ledger.finish import note_progress
 from worker.ledger.groups import delete_group, read_group, save_group
+from worker.ledger.insert import insert_ended
 from worker.ledger.read import read
 from worker.runtime.execution import ERROR_LIMIT, Execution, clean, current, running
 from worker.runtime.meta import FROM_CELERY, children_of, ended_of, meta_of
