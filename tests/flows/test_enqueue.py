@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from sqlalchemy import event
 
 from tests.ledger import given
 from tests.proxy import proxied
@@ -17,6 +16,7 @@ from worker.jobs.job import Enqueued
 from worker.jobs.message import new_job
 from worker.jobs.states import State
 from worker.ledger import enqueue as ledger_enqueue
+from worker.ledger import silence
 from worker.ledger.catalogue import publish
 from worker.settings import Settings
 
@@ -36,16 +36,18 @@ def served(client: Client) -> None:
 
 
 @contextmanager
-def statements(client: Client) -> Iterator[list[str]]:
-    """What the client says to Postgres in the block."""
+def statements() -> Iterator[list[str]]:
+    """What this process says to Postgres in the block."""
     said: list[str] = []
+    real = silence._Cursor.execute
 
-    def note(*arguments: object) -> None:
-        said.append(" ".join(str(arguments[2]).split()))
+    def execute(self: silence._Cursor, sql: str, *arguments: object) -> None:
+        said.append(" ".join(sql.split()))
+        real(self, sql, *arguments)
 
-    event.listen(client.ledger.engine, "before_cursor_execute", note)
-    yield said
-    event.remove(client.ledger.engine, "before_cursor_execute", note)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(silence._Cursor, "execute", execute)
+        yield said
 
 
 def scripts_run(client: Client) -> int:
@@ -60,7 +62,7 @@ def test_a_job_like_one_before_takes_one_statement_and_one_push(client: Client) 
     client.enqueue("echo", [1])
     pushed = scripts_run(client)
 
-    with statements(client) as said:
+    with statements() as said:
         assert client.enqueue("echo", [2]).ring is not None
 
     assert [statement.split()[0] for statement in said] == ["INSERT"]

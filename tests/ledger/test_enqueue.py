@@ -239,12 +239,15 @@ def test_an_id_that_the_ledger_cannot_hold_stops_the_whole_request(
         {"list": "".join(map(chr, range(1000, 9000)))},  # too large for an index, uncompressible
     ],
 )
+@pytest.mark.parametrize("beside", [0, 1, 3])
 def test_what_postgres_cannot_hold_is_refused_and_no_outage(
-    ledger: Ledger, bad: dict[str, object]
+    ledger: Ledger, bad: dict[str, object], beside: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A caller keeps what an outage stopped, and tries again for ever.
+    monkeypatch.setattr(enqueue_module, "BATCH", 2)  # alone, beside another, in the second of two
+    refused = replace(given.job("a"), **bad)  # type: ignore[arg-type] # by name
     with pytest.raises(Refused):
-        enqueue(ledger, [replace(given.job("a"), **bad)])  # type: ignore[arg-type] # by name
+        enqueue(ledger, [*(given.job() for _ in range(beside)), refused])
 
 
 @pytest.mark.parametrize(

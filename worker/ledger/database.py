@@ -21,7 +21,7 @@ from sqlalchemy.exc import DisconnectionError
 
 from worker.errors import LedgerUnavailable
 from worker.ledger.faults import READ_ONLY, ConnectionLost, TryAgain, translated
-from worker.ledger.silence import Patience, patience
+from worker.ledger.silence import NoAnswer, Patience, patience
 
 T = TypeVar("T")
 
@@ -188,6 +188,33 @@ class Ledger:
 
         return self.run_each(work)
 
+    def row_at_once(self, sql: str, parameters: Mapping[str, Any]) -> list[Any] | None:
+        """One statement in psycopg2's words, committed, without what SQLAlchemy adds to each: for
+        who waits for one row. Its rows as tuples; `None` when it must be asked in the usual way,
+        because a connection was lost, or because more patience is asked for.
+
+        Raises:
+            Unavailable, Refused: as `transaction`.
+        """
+        if self._unusual_bound() is not None:
+            return None
+        engine = self.engine
+        with translated():
+            connection: Any = engine.raw_connection()
+            try:
+                with connection.cursor() as cursor:
+                    cursor.execute(sql, parameters)
+                    return list(cursor.fetchall())
+            except psycopg2.Error as exc:
+                if not _is_lost(engine, exc, connection):
+                    raise
+                connection.invalidate(exc)
+                if isinstance(exc, NoAnswer):
+                    raise
+                return None  # the usual way drops every connection that is as old
+            finally:
+                connection.close()
+
     def execute(self, sql: str, parameters: Mapping[str, Any] | None = None) -> list[Any]:
         """`rows` of a statement given as text."""
         return self.rows(text(sql), parameters)
@@ -237,6 +264,14 @@ def _leave_a_standby(context: ExceptionContext) -> None:
     """Drop the connections to what became a standby: new ones may lead to the primary."""
     if getattr(context.original_exception, "pgcode", None) == READ_ONLY:
         context.is_disconnect = True
+
+
+def _is_lost(engine: Engine, error: psycopg2.Error, connection: Any) -> bool:
+    return error.pgcode == READ_ONLY or engine.dialect.is_disconnect(
+        error,  # type: ignore[arg-type] # it means the driver's errors
+        connection.dbapi_connection,
+        None,
+    )
 
 
 def _milliseconds(seconds: float) -> int:

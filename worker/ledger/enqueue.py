@@ -12,7 +12,7 @@ from worker.errors import Conflict
 from worker.jobs.ids import checked_id
 from worker.jobs.job import Enqueued, NewJob
 from worker.ledger.database import Ledger, batches
-from worker.ledger.insert import arrays_of, insert, size_of
+from worker.ledger.insert import arrays_of, insert, insert_at_once, size_of
 
 #: Rows in one INSERT: large enough to amortise the round trip, small enough to bound memory.
 BATCH = 1000
@@ -57,6 +57,9 @@ def enqueue_in_parts(ledger: Ledger, jobs: Sequence[NewJob]) -> Iterator[list[En
         return
     second = next(parts, None)
     if second is None:
+        if len(first) == 1 and (answer := insert_at_once(ledger, first[0])) is not None:
+            yield [answer]
+            return
         yield ledger.run_each(lambda connection: insert(connection, first))
         return
     inserter = _Inserter(ledger)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from sqlalchemy.exc import DataError, DBAPIError, InterfaceError, OperationalError, ProgrammingError
+import psycopg2
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from worker.errors import InvalidSettings, LedgerError, LedgerUnavailable, SchemaMissing
@@ -52,8 +53,11 @@ def translated() -> Iterator[None]:
         raise LedgerUnavailable(
             "No connection to Postgres became free in time; try again, or allow more connections."
         ) from None
-    except DBAPIError as exc:
-        meaning = _meaning(exc)
+    except (DBAPIError, psycopg2.Error) as exc:
+        if isinstance(exc, psycopg2.Error):
+            meaning = _meaning(exc) or exc
+        else:
+            meaning = _meaning(exc.orig, exc.connection_invalidated) or exc
         # Postgres quotes the refused row in its detail: the cause must not get into a log.
         raise meaning from None if isinstance(meaning, Refused) else exc
     except UnicodeEncodeError as exc:
@@ -64,27 +68,28 @@ def translated() -> Iterator[None]:
         raise Refused("Postgres refuses a NUL character in text.") from exc
 
 
-def _meaning(error: DBAPIError) -> Exception:
-    if isinstance(error.orig, NoAnswer):  # not tried again: the next wait would be as long
-        return NotDone(f"Postgres is not available: {error.orig}.")
-    state = getattr(error.orig, "pgcode", None) or ""
+def _meaning(error: BaseException | None, is_lost: bool = False) -> Exception | None:
+    """What psycopg2's error means; `None` when it is a fault of ours."""
+    if isinstance(error, NoAnswer):  # not tried again: the next wait would be as long
+        return NotDone(f"Postgres is not available: {error}.")
+    state = getattr(error, "pgcode", None) or ""
     if state in (_DEADLOCK, _SERIALIZATION):
         return TryAgain("Postgres rolled the transaction back because of a concurrent one.")
     if state == READ_ONLY:
         return ConnectionLost("This Postgres takes no writes: it is a standby, or set read-only.")
-    if error.connection_invalidated or (not state and isinstance(error, InterfaceError)):
+    if is_lost or (not state and isinstance(error, psycopg2.InterfaceError)):
         return ConnectionLost("The connection to Postgres was lost; try again.")
-    if state.startswith(_AWAY_CLASSES) or (not state and isinstance(error, OperationalError)):
-        return LedgerUnavailable(f"Postgres is not available: {first_line(error.orig)}")
+    if state.startswith(_AWAY_CLASSES) or (
+        not state and isinstance(error, psycopg2.OperationalError)
+    ):
+        return LedgerUnavailable(f"Postgres is not available: {first_line(error)}")
     if state.startswith(_NOT_DONE_CLASSES):
-        return NotDone(f"Postgres could not do it: {first_line(error.orig)}")
-    if isinstance(error, DataError) or state.startswith(_REFUSED_CLASSES):
-        return Refused(f"Postgres refuses the data: {first_line(error.orig)}")
-    if not state and isinstance(error, ProgrammingError):
-        return InvalidSettings(f"DATABASE_URL cannot be used: {first_line(error.orig)}")
-    if state == _UNDEFINED_TABLE:
-        return SchemaMissing()
-    return error
+        return NotDone(f"Postgres could not do it: {first_line(error)}")
+    if isinstance(error, psycopg2.DataError) or state.startswith(_REFUSED_CLASSES):
+        return Refused(f"Postgres refuses the data: {first_line(error)}")
+    if not state and isinstance(error, psycopg2.ProgrammingError):
+        return InvalidSettings(f"DATABASE_URL cannot be used: {first_line(error)}")
+    return SchemaMissing() if state == _UNDEFINED_TABLE else None
 
 
 def first_line(error: BaseException | None) -> str:

@@ -11,6 +11,8 @@ from sqlalchemy import Connection, TextClause, text
 from worker.errors import Conflict
 from worker.jobs.job import Ended, Enqueued, NewJob, Ring
 from worker.ledger.arrays import literal
+from worker.ledger.database import Ledger
+from worker.ledger.faults import translated
 
 #: What a new row is made of, with the types of Postgres.
 _FIELDS = {
@@ -124,10 +126,7 @@ def insert(
         jobs: at most a batch.
         arrays: what was made ready of them, if it was.
     """
-    if len(jobs) == 1 and _is_plain(jobs[0]):
-        rows = connection.exec_driver_sql(_INSERT_PLAIN, _values(jobs[0], _PLAIN))
-    else:
-        rows = connection.execute(_INSERT, arrays or arrays_of(jobs))
+    rows = connection.execute(_INSERT, arrays or arrays_of(jobs))
     created = {
         row.id: Ring(row.id, row.list, row.dispatch_seq) if row.dispatch_seq else None
         for row in rows
@@ -144,6 +143,20 @@ def insert(
         else:
             answers.append(_answer(connection, job, known))
     return answers
+
+
+def insert_at_once(ledger: Ledger, job: NewJob) -> Enqueued | None:
+    """Insert a lone plain job and commit; `None`: `insert` must find what there is of it.
+
+    Raises:
+        Unavailable, Refused: as `Ledger.transaction`.
+    """
+    if not _is_plain(job):
+        return None
+    with translated():
+        values = _values(job, _PLAIN)
+    rows = ledger.row_at_once(_INSERT_PLAIN, values)
+    return Enqueued(job.id, True, Ring(*rows[0])) if rows else None
 
 
 def size_of(job: NewJob) -> int:
@@ -170,11 +183,16 @@ def _values(job: NewJob, names: Iterable[str] = _FIELDS) -> dict[str, Any]:
 
 
 def arrays_of(jobs: Sequence[NewJob]) -> dict[str, str]:
-    """What `insert` sends of `jobs`."""
-    arrays = {
-        name: literal([getattr(job, name) for job in jobs]) for name in _FIELDS if name not in _SAID
-    }
-    return arrays | {name: literal([getattr(job.message, name) for job in jobs]) for name in _SAID}
+    """What `insert` sends of `jobs`.
+
+    Raises:
+        Refused: Postgres would refuse some text.
+    """
+    with translated():
+        return {
+            name: literal([getattr(job.message if name in _SAID else job, name) for job in jobs])
+            for name in _FIELDS
+        }
 
 
 def _known(connection: Connection, jobs: Sequence[NewJob]) -> dict[tuple[str, str], Any]:
