@@ -1,4 +1,4 @@
-"""Who is measured: each in its best sensible configuration for two cores."""
+"""Who is measured: each with as many processes as cores, in the fastest of the `SHAPES` tried."""
 
 from __future__ import annotations
 
@@ -112,63 +112,96 @@ STOCK_DB = _stock(
 STOCK_REDIS = _stock("redis", "results in Redis, late acks, track_started", 350, "{redis}")
 STOCK_NO_RESULT = _stock("noresult", "no results", 700)
 
-DRAMATIQ = Contender(
-    "dramatiq",
-    f"Dramatiq, {CORES} processes x 8 threads, no results",
-    (*PYTHON, "dramatiq", "-p", str(CORES), "-t", "8", f"{_APPS}.dramatiq_app"),
-    f"{_APPS}.dramatiq_app",
-    8 * CORES,
-    needs="dramatiq",
-    rate=3700,
-)
-HUEY = Contender(
-    "huey",
-    f"Huey, {CORES} processes, no results",
-    (*PYTHON, "huey.bin.huey_consumer", f"{_APPS}.huey_app.huey", "-q", "-n",
-     "-k", "process", "-w", str(CORES), "-g", "TERM"),
-    f"{_APPS}.huey_app",
-    CORES,
-    needs="huey",
-    rate=3700,
+
+def dramatiq(threads: int, processes: int = CORES) -> Contender:
+    """Dramatiq."""
+    return Contender(
+        "dramatiq",
+        f"Dramatiq, {processes} processes x {threads} threads, no results",
+        (*PYTHON, "dramatiq", "-p", str(processes), "-t", str(threads), f"{_APPS}.dramatiq_app"),
+        f"{_APPS}.dramatiq_app",
+        threads * processes,
+        needs="dramatiq",
+        rate=3700,
+    )
+
+
+def huey(workers: int, kind: str = "process") -> Contender:
+    """Huey, which has one process for all its threads."""
+    return Contender(
+        "huey",
+        f"Huey, {workers} {kind} workers, no results",
+        (*PYTHON, "huey.bin.huey_consumer", f"{_APPS}.huey_app.huey", "-q", "-n",
+         "-k", kind, "-w", str(workers), "-g", "TERM"),
+        f"{_APPS}.huey_app",
+        workers,
+        needs="huey",
+        rate=3700,
+    )  # fmt: skip
+
+
+def taskiq(slots: int, processes: int = CORES) -> Contender:
+    """Taskiq."""
+    return Contender(
+        "taskiq",
+        f"Taskiq, {processes} processes x {slots} async, no results",
+        (*PYTHON, "taskiq", "worker", "--workers", str(processes), "--log-level", "WARNING",
+         "--max-async-tasks", str(slots), f"{_APPS}.taskiq_app:broker"),
+        f"{_APPS}.taskiq_app",
+        slots * processes,
+        ("single", "bulk"),
+        needs="taskiq_redis",
+        rate=3400,
+    )  # fmt: skip
+
+
+def rq(workers: int) -> Contender:
+    """RQ."""
+    return Contender(
+        "rq",
+        f"RQ, {workers} SimpleWorkers, no results",
+        (*PYTHON, "rq.cli", "worker", "-u", "{redis}", "-w", "rq.worker.SimpleWorker", "-q"),
+        f"{_APPS}.rq_app",
+        workers,
+        ("single", "bulk"),
+        workers=workers,
+        needs="rq",
+        rate=260,
+    )
+
+
+def procrastinate(slots: int, processes: int = CORES) -> Contender:
+    """Procrastinate."""
+    return Contender(
+        "procrastinate",
+        f"Procrastinate, {processes} processes x {slots} async, no results",
+        (*PYTHON, "procrastinate", "--app", f"{_APPS}.procrastinate_app.app", "worker",
+         "-c", str(slots)),
+        f"{_APPS}.procrastinate_app",
+        slots * processes,
+        ("single", "bulk"),
+        workers=processes,
+        final="FROM procrastinate_jobs WHERE status = 'succeeded'",
+        needs="procrastinate",
+        rate=560,
+    )  # fmt: skip
+
+
+DRAMATIQ, HUEY, TASKIQ, RQ, PROCRASTINATE = (
+    dramatiq(8), huey(CORES), taskiq(100), rq(CORES), procrastinate(10),
 )  # fmt: skip
-TASKIQ = Contender(
-    "taskiq",
-    f"Taskiq, {CORES} processes x 100 async, no results",
-    (*PYTHON, "taskiq", "worker", "--workers", str(CORES), "--log-level", "WARNING",
-     f"{_APPS}.taskiq_app:broker"),
-    f"{_APPS}.taskiq_app",
-    100 * CORES,
-    ("single", "bulk"),
-    needs="taskiq_redis",
-    rate=3400,
-)  # fmt: skip
-RQ = Contender(
-    "rq",
-    f"RQ, {CORES} SimpleWorkers, no results",
-    (*PYTHON, "rq.cli", "worker", "-u", "{redis}", "-w", "rq.worker.SimpleWorker", "-q"),
-    f"{_APPS}.rq_app",
-    CORES,
-    ("single", "bulk"),
-    workers=CORES,
-    needs="rq",
-    rate=260,
-)
-PROCRASTINATE = Contender(
-    "procrastinate",
-    f"Procrastinate, {CORES} processes x 10 async, no results",
-    (*PYTHON, "procrastinate", "--app", f"{_APPS}.procrastinate_app.app", "worker", "-c", "10"),
-    f"{_APPS}.procrastinate_app",
-    10 * CORES,
-    ("single", "bulk"),
-    workers=CORES,
-    final="FROM procrastinate_jobs WHERE status = 'succeeded'",
-    needs="procrastinate",
-    rate=560,
-)
 
 CONTENDERS = (
     THREADS, PREFORK, STOCK_DB, STOCK_REDIS, STOCK_NO_RESULT,
     DRAMATIQ, HUEY, TASKIQ, RQ, PROCRASTINATE,
+)  # fmt: skip
+#: Other shapes of this service and of its peers. Stock Celery's is given: a prefork child a core.
+SHAPES = (
+    ours("threads", 16, CORES, 2500), ours("threads", 128, CORES, 3300),
+    ours("prefork", 4, CORES, 900), ours("prefork", 32, 1, 900),
+    dramatiq(2), dramatiq(32), dramatiq(8, 1), dramatiq(8, 4),
+    huey(4), huey(8), huey(8, "thread"),
+    taskiq(10), taskiq(100, 4), rq(4), rq(8), procrastinate(50), procrastinate(10, 4),
 )  # fmt: skip
 #: What the extra `bench` installs.
 PEERS = ("dramatiq", "huey", "taskiq", "rq", "procrastinate")

@@ -169,6 +169,14 @@ class Bench:
             for workers in GROWTH:
                 yield self._drained(who.several(workers), "noop", self._far_place())
 
+    def _shapes(self) -> Iterator[Step]:
+        names = {one.name for one in self.chosen}
+        for number, shape in enumerate(who.SHAPES):
+            if shape.is_here and shape.name in names:
+                # Under a name of its own: it is not among what the ratios are taken of.
+                named = replace(shape, name=f"{shape.name}-shape{number}")
+                yield self._drained(named, "noop", self.field.home)
+
     def _depth(self) -> Iterator[Step]:
         if who.THREADS in self.chosen:
             for place in (self._deep_place(), depth.empty(self.field)):
@@ -242,11 +250,12 @@ def _titled(what: str, one: Contender, place: Place) -> str:
 #: Every section, in its order. Each is measured round after round before the next begins; in a
 #: quick bench everything is measured once before anything is repeated.
 SECTIONS = (
-    "drain", "enqueue", "floor", "latency", "distance", "growth", "workloads", "depth", "recovery",
+    "drain", "enqueue", "floor", "latency", "distance", "growth", "workloads", "shapes", "depth",
+    "recovery",
 )  # fmt: skip
 QUICK = ("drain", "enqueue")
-#: Sections that one round suffices for: they repeat by themselves, or only show a shape.
-ONCE = ("recovery",)
+#: The most rounds of a section: what repeats by itself, or has no ratio, needs fewer.
+MOST_ROUNDS = {"enqueue": 2, "latency": 2, "workloads": 2, "growth": 1, "shapes": 1, "recovery": 1}
 
 
 def measure(
@@ -287,5 +296,5 @@ def _order(
         yield from ((section, number) for number in range(1, rounds + 1) for section in sections)
         return
     for section in sections:
-        for number in range(1, (1 if section in ONCE else rounds) + 1):
+        for number in range(1, min(rounds, MOST_ROUNDS.get(section, rounds)) + 1):
             yield section, number
