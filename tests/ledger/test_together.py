@@ -19,7 +19,7 @@ from worker.jobs.states import State
 from worker.ledger import together
 from worker.ledger.database import Ledger
 from worker.ledger.enqueue import enqueue
-from worker.ledger.faults import Refused
+from worker.ledger.faults import NotDone, Refused
 from worker.ledger.insert import insert
 from worker.ledger.read import counts
 from worker.ledger.together import GroupCommit
@@ -191,6 +191,26 @@ def test_what_postgres_refuses_fails_alone(
     assert isinstance(refused, Refused) or "priority" not in bad or bad["priority"] != 1 << 40
     assert [answer.id for answer in answers(calls) if answer.created] == list("abcefg")
     assert counts(ledger) == {State.QUEUED: 7}
+
+
+@pytest.mark.usefixtures("orderly")
+def test_a_key_that_is_held_up_fails_its_own_caller_only(
+    ledger: Ledger, door: Ledger, open_ledger: Callable[..., Ledger], pool: ThreadPoolExecutor
+) -> None:
+    # Given two keys in a transaction that lasts longer than a statement may
+    callers = Callers(GroupCommit(open_ledger(connections=4, timeout=0.5)), pool)
+    with door.transaction() as connection:
+        insert(connection, [given.job("there", key="k"), given.job("too", key="l")])
+        # When one caller waits for the first, and then three together, one of them for the second
+        first = callers.call(given.job(None, key="k"))
+        given.until(lambda: given.waits_for_a_lock(ledger))
+        held_up = given.job(None, key="l")
+        before, waits, after = callers.stand_in_line(given.job("a"), held_up, given.job("b"))
+
+        # Then those beside it are served
+        assert [answer.id for answer in answers([before, after])] == ["a", "b"]
+        assert isinstance(first.exception(given.PATIENCE), NotDone)
+        assert isinstance(waits.exception(given.PATIENCE), NotDone)
 
 
 def test_an_id_that_cannot_be_stops_its_own_caller_only(callers: Callers, ledger: Ledger) -> None:

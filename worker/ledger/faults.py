@@ -36,6 +36,10 @@ class NotDone(LedgerUnavailable):
     same in more time; it may also be away."""
 
 
+class Silent(NotDone):
+    """Postgres took a statement and answered nothing."""
+
+
 class ConnectionLost(LedgerUnavailable):
     """An established connection broke; a new one may work at once."""
 
@@ -71,7 +75,7 @@ def translated() -> Iterator[None]:
 def _meaning(error: BaseException | None, is_lost: bool = False) -> Exception | None:
     """What psycopg2's error means; `None` when it is a fault of ours."""
     if isinstance(error, NoAnswer):  # not tried again: the next wait would be as long
-        return NotDone(f"Postgres is not available: {error}.")
+        return Silent(f"Postgres is not available: {error}.")
     state = getattr(error, "pgcode", None) or ""
     if state in (_DEADLOCK, _SERIALIZATION):
         return TryAgain("Postgres rolled the transaction back because of a concurrent one.")

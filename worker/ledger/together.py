@@ -19,6 +19,7 @@ from worker.jobs.ids import checked_id
 from worker.jobs.job import Enqueued, NewJob, Ring
 from worker.ledger.database import Ledger, batches
 from worker.ledger.enqueue import BATCH, enqueue
+from worker.ledger.faults import NotDone, Silent
 from worker.ledger.insert import size_of
 
 #: Seconds in line after which a caller commits what stands there, whoever else is committing: one
@@ -173,8 +174,11 @@ class GroupCommit:
             if len(batch) == 1:
                 raise
             # Halving a refused batch would take as many round trips, one after the other, with all
-            # waiting for it. Each caller by itself finds whether the fault is its own.
-            return [copy(exc) if isinstance(exc, Unavailable) else None] * len(batch)
+            # waiting for it. Each caller by itself finds whether the fault is its own: a value that
+            # Postgres refuses, or a key that somebody else's transaction holds up.
+            may_be_its_own = isinstance(exc, NotDone) and not isinstance(exc, Silent)
+            is_away = isinstance(exc, Unavailable) and not may_be_its_own
+            return [copy(exc) if is_away else None] * len(batch)  # type: ignore[list-item] # see above
 
     def _line_of_this_process(self) -> _Line:
         line = self._line
