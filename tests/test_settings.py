@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+
 import pytest
 from pydantic import ValidationError
 
@@ -122,6 +124,14 @@ def test_task_modules_are_separated_by_commas(environment: pytest.MonkeyPatch) -
 def test_an_isolated_worker_runs_its_suspect_in_a_child_process() -> None:
     assert Settings.load(isolated="1:pod").pool == "prefork"
     assert Settings.load(isolated="1:pod", pool="solo").pool == "solo"
+
+
+@pytest.mark.parametrize(
+    ("pool", "slots"), [("threads", 64), ("prefork", os.cpu_count()), ("solo", 1)]
+)
+def test_how_many_jobs_run_at_once_follows_from_the_pool(pool: str, slots: int) -> None:
+    assert Settings.load(pool=pool).concurrency == slots
+    assert Settings.load(pool=pool, concurrency=3).concurrency == 3
 
 
 def test_only_who_was_started_for_suspects_is_isolated(environment: pytest.MonkeyPatch) -> None:

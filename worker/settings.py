@@ -51,11 +51,11 @@ class Settings(BaseSettings):
         description="how a worker runs jobs; threads for I/O, prefork for CPU or hard time limits",
     )
     concurrency: int = Field(
-        default=16,
-        ge=1,
+        default=0,
+        ge=0,
         le=1000,
         validation_alias="WORKER_CONCURRENCY",
-        description="jobs that one worker runs at once",
+        description="jobs that one worker runs at once; 0: 64 in threads, one a core in prefork",
     )
     lease_seconds: float = Field(
         default=15.0,
@@ -208,6 +208,9 @@ class Settings(BaseSettings):
     def _fits_together(self) -> Settings:
         if self.isolated and self.pool == "threads":
             object.__setattr__(self, "pool", "prefork")  # a suspect runs alone in a child process
+        if not self.concurrency:
+            usual = {"threads": 64, "prefork": os.cpu_count() or 1, "solo": 1}
+            object.__setattr__(self, "concurrency", usual[self.pool])
         return self
 
     @classmethod

@@ -21,7 +21,7 @@ def test_all_is_well(process: Command, database_url: str) -> None:
     lines = said.out.splitlines()
     assert f"DATABASE_URL={without_secrets(database_url)}" in lines
     assert "WORKER_HTTP_SIGNING_SECRET=***" in lines
-    assert "WORKER_CONCURRENCY=16" in lines
+    assert "WORKER_CONCURRENCY=64" in lines
     assert "sesame" not in said.out
     checks = [line for line in lines if line.startswith("✓")]
     assert len(checks) == 8

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from worker.broker.doorbells import Doorbells
@@ -34,7 +36,8 @@ def run(
 
     Exit codes: 0 drained, 2 the schema or a setting is wrong, 70 it was wedged.
     """
-    settings = Settings.load()
+    chosen: dict[str, Any] = {"pool": pool} if pool else {}
+    settings = Settings.load(**chosen)
     _preflight(settings)
     from worker.runtime.app import create_app  # Celery takes half a second to import
 
@@ -42,8 +45,8 @@ def run(
     # Mingle and gossip exchange revokes and clocks, which the ledger has; they cost a second.
     argv = ["worker", "--without-mingle", "--without-gossip", "--loglevel", settings.log_level]
     # A configured pool wins over `--pool prefork`, which Celery cannot tell from its default.
-    app.conf.worker_pool = pool or settings.pool
-    argv += ["--pool", pool or settings.pool]
+    app.conf.worker_pool = settings.pool
+    argv += ["--pool", settings.pool]
     argv += ["--concurrency", str(concurrency or settings.concurrency)]
     argv += ["--queues", queues] if queues else []
     argv += ["--hostname", hostname] if hostname else []
