@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -159,3 +161,77 @@ def test_a_subprocess_gets_this_environment_and_more(environment: pytest.MonkeyP
 
     assert made["WORKER_QUEUE"] == "a"
     assert made["WORKER_ISOLATED"] == "1:pod"
+
+
+@pytest.mark.parametrize("variable", [*GOOD, "WORKER_HTTP_SIGNING_SECRET"])
+def test_a_secret_may_stand_in_a_file(
+    environment: pytest.MonkeyPatch, tmp_path: Path, variable: str
+) -> None:
+    secret = {**GOOD, "WORKER_HTTP_SIGNING_SECRET": "s3cret"}[variable]
+    file = tmp_path / "secret"
+    file.write_text(secret + "\n")
+    environment.delenv(variable, raising=False)
+    environment.setenv(f"{variable}_FILE", str(file))
+
+    given: dict[str, Any] = {_field_of(variable): secret}
+    assert Settings.load() == Settings.load(**given)
+
+
+def test_a_secret_in_two_places_is_refused(environment: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "secret"
+    file.write_text(GOOD["DATABASE_URL"])
+    environment.setenv("DATABASE_URL_FILE", str(file))
+
+    with pytest.raises(InvalidSettings) as raised:
+        Settings.load()
+
+    assert str(raised.value) == (
+        "DATABASE_URL and DATABASE_URL_FILE are both set; set one of them."
+    )
+
+
+def test_a_file_that_cannot_be_read_is_told_with_every_other_fault(
+    environment: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    environment.delenv("DATABASE_URL")
+    environment.setenv("DATABASE_URL_FILE", str(tmp_path / "none"))
+
+    with pytest.raises(InvalidSettings) as raised:
+        Settings.load()
+    missing = (
+        f"DATABASE_URL_FILE is {str(tmp_path / 'none')!r}, which cannot be read:"
+        " No such file or directory."
+    )
+    assert str(raised.value) == missing
+
+    environment.setenv("WORKER_CONCURRENCY", "none")
+    (tmp_path / "bytes").write_bytes(b"\xff\xfe")
+    environment.delenv("REDIS_URL")
+    environment.setenv("REDIS_URL_FILE", str(tmp_path / "bytes"))
+    with pytest.raises(InvalidSettings) as raised:
+        Settings.load()
+    told = str(raised.value).splitlines()
+    assert len(told) == 3
+    assert missing in told
+    assert (
+        f"REDIS_URL_FILE is {str(tmp_path / 'bytes')!r}, which cannot be read: it is no text."
+        in told
+    )
+
+
+def test_a_bad_secret_of_a_file_is_not_shown(
+    environment: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "secret").write_text("mysql://u:s3cret@db/x")
+    environment.delenv("DATABASE_URL")
+    environment.setenv("DATABASE_URL_FILE", str(tmp_path / "secret"))
+
+    with pytest.raises(InvalidSettings, match=r"^DATABASE_URL is \*\*\*; expected") as raised:
+        Settings.load()
+
+    assert "s3cret" not in str(raised.value)
+
+
+def _field_of(variable: str) -> str:
+    (field,) = (field for field in Settings.model_fields if variable_of(field) == variable)
+    return field

@@ -4,8 +4,8 @@ LedgerError
 ├── ConfigurationError        the operator must act              exit 2
 │   ├── InvalidSettings       a setting is missing or wrong
 │   ├── SchemaMissing         no tables: run `worker migrate`
-│   ├── SchemaOutdated        tables older than the code: run `worker migrate`
-│   ├── SchemaNewer           tables newer than the code: deploy the newer code
+│   ├── SchemaOutdated        tables too old for the code: run `worker migrate`
+│   ├── SchemaNewer           tables too new for the code: deploy the newer code
 │   ├── NotDurable            a store could lose what it acknowledged
 │   └── StackError            the embedded local stack could not start
 ├── RequestError              the producer must act              exit 2, HTTP 4xx
@@ -55,7 +55,7 @@ class SchemaMissing(ConfigurationError):
 
 
 class SchemaOutdated(ConfigurationError):
-    """The database's tables are older than this code."""
+    """The database's tables are older than this code runs on."""
 
     def __init__(self, found: str, expected: str) -> None:
         super().__init__(
@@ -64,12 +64,12 @@ class SchemaOutdated(ConfigurationError):
 
 
 class SchemaNewer(ConfigurationError):
-    """The database's tables are newer than this code knows."""
+    """The database's tables are newer than this code, and do not run it."""
 
     def __init__(self, found: str, expected: str) -> None:
         super().__init__(
-            f"The database schema is at {found}, which this code (at {expected}) does not know;"
-            " deploy the version that made it."
+            f"The database schema is at {found}, which this code (at {expected}) does not run"
+            " on; deploy the version that made it."
         )
 
 

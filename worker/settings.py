@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
@@ -13,6 +14,8 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from worker.errors import InvalidSettings
 
+#: What the variable of a setting begins with, unless its field names another one.
+_PREFIX: Final = "WORKER_"
 _MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
 
@@ -23,7 +26,9 @@ class Settings(BaseSettings):
         InvalidSettings: with every fault in one report.
     """
 
-    model_config = SettingsConfigDict(frozen=True, extra="ignore", populate_by_name=True)
+    model_config = SettingsConfigDict(
+        frozen=True, extra="ignore", populate_by_name=True, env_prefix=_PREFIX
+    )
 
     database_url: SecretStr = Field(
         validation_alias="DATABASE_URL",
@@ -35,134 +40,119 @@ class Settings(BaseSettings):
     )
     tasks: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),
-        validation_alias="WORKER_TASKS",
         description="modules with @shared_task tasks, separated by commas",
     )
     queue: str = Field(
         default="celery",
         min_length=1,
         max_length=255,
-        validation_alias="WORKER_QUEUE",
         description="the queue of a job that names none",
     )
     pool: Literal["threads", "prefork", "solo"] = Field(
         default="threads",
-        validation_alias="WORKER_POOL",
         description="how a worker runs jobs; threads for I/O, prefork for CPU or hard time limits",
     )
     concurrency: int = Field(
         default=0,
         ge=0,
         le=1000,
-        validation_alias="WORKER_CONCURRENCY",
         description="jobs that one worker runs at once; 0: 64 in threads, one a core in prefork",
     )
     lease_seconds: float = Field(
         default=15.0,
         ge=1.0,
         le=3600.0,
-        validation_alias="WORKER_LEASE_SECONDS",
         description="seconds without a renewal after which a worker's jobs are rescued",
     )
     drain_seconds: float = Field(
         default=30.0,
         ge=0.0,
         le=86400.0,
-        validation_alias="WORKER_DRAIN_SECONDS",
         description="seconds that running jobs are given to finish at a shutdown",
     )
     lost_limit: int = Field(
         default=3,
         ge=1,
         le=100,
-        validation_alias="WORKER_LOST_LIMIT",
         description="attempts lost with their process after which a job is failed as poison",
     )
     ring_grace_seconds: float = Field(
         default=5.0,
         ge=0.1,
         le=3600.0,
-        validation_alias="WORKER_RING_GRACE_SECONDS",
         description="seconds after which a popped but unclaimed doorbell counts as lost",
     )
     payload_max_bytes: int = Field(
         default=1 << 20,
         ge=1024,
         le=1 << 28,
-        validation_alias="WORKER_PAYLOAD_MAX_BYTES",
         description="largest serialized arguments of a job",
     )
     result_max_bytes: int = Field(
         default=1 << 20,
         ge=1024,
         le=1 << 28,
-        validation_alias="WORKER_RESULT_MAX_BYTES",
         description="largest serialized result of a job",
     )
     adopt_foreign: bool = Field(
         default=True,
-        validation_alias="WORKER_ADOPT_FOREIGN",
         description="take jobs from producers that do not know the ledger; trusts writers to Redis",
     )
     keep_succeeded_days: float = Field(
         default=7.0,
         gt=0,
         le=36500,
-        validation_alias="WORKER_KEEP_SUCCEEDED_DAYS",
         description="days that succeeded jobs are kept",
     )
     keep_failed_days: float = Field(
         default=30.0,
         gt=0,
         le=36500,
-        validation_alias="WORKER_KEEP_FAILED_DAYS",
         description="days that failed and cancelled jobs are kept",
     )
     connect_timeout_seconds: float = Field(
         default=5.0,
         ge=1.0,
         le=60.0,
-        validation_alias="WORKER_CONNECT_TIMEOUT_SECONDS",
         description="seconds to wait for a connection to a store before it counts as away",
+    )
+    schema_wait_seconds: float = Field(
+        default=60.0,
+        ge=0.0,
+        le=86400.0,
+        description="seconds that a worker and a keeper wait at the start for `worker migrate`",
     )
     http_allow_private: bool = Field(
         default=False,
-        validation_alias="WORKER_HTTP_ALLOW_PRIVATE",
         description="let http.request reach private, loopback and link-local addresses",
     )
     http_response_max_bytes: int = Field(
         default=1 << 16,
         ge=0,
         le=1 << 28,
-        validation_alias="WORKER_HTTP_RESPONSE_MAX_BYTES",
         description="how much of a response body http.request keeps",
     )
     http_signing_secret: SecretStr | None = Field(
         default=None,
-        validation_alias="WORKER_HTTP_SIGNING_SECRET",
         description="secret that http.request signs bodies with, by HMAC-SHA256",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info",
-        validation_alias="WORKER_LOG_LEVEL",
         description="how much is logged",
     )
     health_port: int | None = Field(
         default=None,
         ge=0,
         le=65535,
-        validation_alias="WORKER_HEALTH_PORT",
         description="port of /livez and /readyz on a worker and a keeper; 0 chooses a free one",
     )
     health_host: str | None = Field(
         default=None,
-        validation_alias="WORKER_HEALTH_HOST",
         description="address that WORKER_HEALTH_PORT listens at; all of the machine's when not set",
     )
     isolated: str | None = Field(
         default=None,
         pattern=r"^[1-9]\d*:[\w-]+$",  # the pid of that worker, and the pod of the two
-        validation_alias="WORKER_ISOLATED",
         description="set by a worker for the process that it starts to run suspects alone",
     )
 
@@ -215,7 +205,7 @@ class Settings(BaseSettings):
 
     @classmethod
     def load(cls, *, otherwise: Mapping[str, Any] | None = None, **overrides: Any) -> Settings:
-        """The settings of this process's environment.
+        """The settings of this process's environment, and of the files that its `…_FILE` name.
 
         Args:
             otherwise: values by field name for variables that are not set.
@@ -224,15 +214,16 @@ class Settings(BaseSettings):
         Raises:
             InvalidSettings: naming every variable at fault, what was given and what is expected.
         """
-        unset = {
-            field: value
-            for field, value in (otherwise or {}).items()
-            if variable_of(field) not in os.environ
-        }
+        usual = otherwise or {}
+        unset = {name: usual[name] for name in usual if variable_of(name) not in os.environ}
+        values, faults = _from_files()
         try:
-            return cls(**{**unset, **overrides})
+            loaded = cls(**{**unset, **values, **overrides})
         except ValidationError as exc:
-            raise InvalidSettings(_report(exc)) from None
+            faults = _report(exc, faults)
+        if faults:
+            raise InvalidSettings("\n".join(faults.values())) from None
+        return loaded
 
 
 def environment_with(**variables: str) -> dict[str, str]:
@@ -240,9 +231,16 @@ def environment_with(**variables: str) -> dict[str, str]:
     return {**os.environ, **variables}
 
 
+def api_server() -> tuple[str, int] | None:
+    """Host and port of Kubernetes's API server, as it tells every container; `None` elsewhere."""
+    host = os.environ.get("KUBERNETES_SERVICE_HOST", "")
+    port = os.environ.get("KUBERNETES_SERVICE_PORT_HTTPS", "443")
+    return (host, int(port)) if host and port.isdecimal() else None
+
+
 def variable_of(field: str) -> str:
     """The environment variable of a setting."""
-    return str(Settings.model_fields[field].validation_alias)
+    return str(Settings.model_fields[field].validation_alias or _PREFIX + field.upper())
 
 
 def _check_address(url: str) -> None:
@@ -256,28 +254,45 @@ def _check_address(url: str) -> None:
         raise ValueError("the port is no number from 0 to 65535") from None
 
 
-def _report(error: ValidationError) -> str:
-    lines = []
+def _from_files() -> tuple[dict[str, str], dict[str, str]]:
+    """Secrets by field, from the files that `…_FILE` variables name; faults by variable."""
+    values: dict[str, str] = {}
+    faults: dict[str, str] = {}
+    for field in Settings.model_fields:
+        variable = variable_of(field)
+        path = os.environ.get(f"{variable}_FILE") if _is_secret(variable) else None
+        if not path:
+            continue
+        if os.environ.get(variable):
+            faults[variable] = f"{variable} and {variable}_FILE are both set; set one of them."
+        try:
+            values[field] = Path(path).read_text().strip()
+        except (OSError, UnicodeDecodeError) as exc:
+            reason = getattr(exc, "strerror", "it is no text")
+            faults[variable] = f"{variable}_FILE is {path!r}, which cannot be read: {reason}."
+    return values, faults
+
+
+def _report(error: ValidationError, faults: dict[str, str]) -> dict[str, str]:
+    """A sentence for each fault, by variable; those that are known already stand."""
+    told: dict[str, str] = {}
     for fault in error.errors(include_url=False, include_context=False):
         variable = str(fault["loc"][0]) if fault["loc"] else "settings"
-        field = next((f for f in Settings.model_fields if f == variable), None)
-        variable = variable_of(field) if field else variable
+        variable = variable_of(variable) if variable in Settings.model_fields else variable
         if fault["type"] == "missing":
-            lines.append(f"{variable} is not set; expected {_expected(variable)}.")
+            told[variable] = f"{variable} is not set; expected {_expected(variable)}."
         else:
             given = "***" if _is_secret(variable) else repr(fault["input"])
             message = fault["msg"].removeprefix("Value error, ")
-            lines.append(f"{variable} is {given}; {message[0].lower()}{message[1:]}.")
-    if all(fault["type"] == "missing" for fault in error.errors()):  # a newcomer, most likely
-        lines.append('While `worker up` runs, `eval "$(worker env)"` sets both URLs.')
-    return "\n".join(lines)
+            told[variable] = f"{variable} is {given}; {message[0].lower()}{message[1:]}."
+    if not faults and all(fault["type"] == "missing" for fault in error.errors()):  # a newcomer
+        told[""] = 'While `worker up` runs, `eval "$(worker env)"` sets both URLs.'
+    return told | faults
 
 
 def _expected(variable: str) -> str:
-    for info in Settings.model_fields.values():
-        if info.validation_alias == variable:
-            return info.description or "a value"
-    return "a value"
+    told = {variable_of(name): info.description for name, info in Settings.model_fields.items()}
+    return told.get(variable) or "a value"
 
 
 def _is_secret(variable: str) -> bool:

@@ -63,7 +63,7 @@ from tests.acceptance.shop import app
 worker = app.WorkController(pool="solo", concurrency=1, hostname="guest@here")
 thread = threading.Thread(target=worker.start, daemon=True)
 thread.start()
-while not app.ledger.process.is_waiting:
+while not app.ledger.process.opening.waits_for:
     time.sleep(0.01)
 # and is told to end
 worker.stop()

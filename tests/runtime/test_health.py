@@ -14,6 +14,7 @@ from worker.errors import BrokerUnavailable, LedgerError, LedgerUnavailable, Sch
 from worker.jobs.job import Fence, Finish
 from worker.jobs.states import State
 from worker.ledger.database import Ledger
+from worker.ledger.start import Start
 from worker.ledger.writer import Writer
 from worker.runtime.claims import Claims, Phase
 from worker.runtime.health import Health
@@ -39,7 +40,7 @@ class Patient:
             is_paused=False, trouble=None, stands_still=lambda seconds: self.still
         )
         self.writer = SimpleNamespace(is_stalled=lambda seconds: False)
-        self.is_started, self.is_waiting, self.is_suspended = True, False, False
+        self.is_started, self.is_suspended, self.opening = True, False, Start(0)
         self.may_claim = lambda: True
         made: Any = self
         self.health = Health(made)

@@ -87,7 +87,9 @@ def _postgres(settings: Settings) -> Iterator[Finding]:
         yield Finding("postgres", f"Postgres {version} answers at {without_secrets(url)}.")
         faults, failed = _asked("postgres durability", lambda: durability_faults(ledger))
         yield from _all("postgres durability", faults, failed, "Postgres keeps what it commits.")
-        yield from _one("schema", lambda: check_schema(ledger), f"The schema is at {head()}.")
+        revision, failed = _asked("schema", lambda: check_schema(ledger))
+        own = "." if revision == head() else f", which this version, at {head()}, runs on."
+        yield failed or Finding("schema", f"The schema is at {revision}{own}")
 
 
 def _redis(settings: Settings) -> Iterator[Finding]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
+import os
+import signal
 import sys
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -55,6 +58,7 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line; every expected error is one sentence on stderr and an exit code."""
+    _end_by_sigterm()
     _prepare()
     try:
         sys.exit(cli.main(standalone_mode=False) or 0)
@@ -69,6 +73,17 @@ def main() -> None:
     except LedgerError as exc:
         click.echo(f"Error: {exc}", err=True)
         sys.exit(exc.exit_code)
+
+
+def _end_by_sigterm() -> None:
+    """Hear SIGTERM as process 1 of a container too, which a signal without a handler does not end;
+    until a worker, a keeper or Flower puts a handler of its own in this one's place."""
+
+    def end(*_: Any) -> None:
+        sys.exit(128 + signal.SIGTERM)
+
+    if os.getpid() == 1:
+        signal.signal(signal.SIGTERM, end)
 
 
 def _prepare() -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import click
 
 from worker.broker.doorbells import Doorbells
-from worker.errors import BrokerUnavailable, LedgerUnavailable
+from worker.errors import BrokerUnavailable, LedgerUnavailable, SchemaMissing, SchemaOutdated
 from worker.ledger.database import Ledger
 from worker.ledger.migrate import check_schema
 from worker.settings import Settings
@@ -32,7 +33,7 @@ def run(
 ) -> None:
     """Run a worker until SIGTERM or Ctrl-C; every other option is Celery's own.
 
-    While a store is away it waits, also at its start.
+    While a store is away it waits, also at its start; for the tables WORKER_SCHEMA_WAIT_SECONDS.
 
     Exit codes: 0 drained, 2 the schema or a setting is wrong, 70 it was wedged.
     """
@@ -40,6 +41,7 @@ def run(
     settings = Settings.load(**chosen)
     _preflight(settings)
     from worker.runtime.app import create_app  # Celery takes half a second to import
+    from worker.runtime.install import durability_of
 
     app = create_app(settings)
     # Mingle and gossip exchange revokes and clocks, which the ledger has; they cost a second.
@@ -50,14 +52,17 @@ def run(
     argv += ["--concurrency", str(concurrency or settings.concurrency)]
     argv += ["--queues", queues] if queues else []
     argv += ["--hostname", hostname] if hostname else []
-    app.worker_main([*argv, *celery_options])
+    start: Callable[[list[str]], object] = app.start  # its stubs have it that it never returns
+    start([*argv, *celery_options])
+    process = durability_of(app).process  # Celery drops its worker's exit code
+    raise click.exceptions.Exit(process.controller.exitcode or 0 if process else 0)
 
 
 def _preflight(settings: Settings) -> None:
     """Say in one sentence, before Celery starts, what is wrong or is waited for.
 
     Raises:
-        ConfigurationError: the schema is not what this code needs.
+        ConfigurationError: this code does not run on the schema, and waiting does not help.
     """
     ledger = Ledger(
         settings.database_url.get_secret_value(),
@@ -68,6 +73,10 @@ def _preflight(settings: Settings) -> None:
         check_schema(ledger)
     except LedgerUnavailable as exc:
         click.echo(f"{exc} Waiting for it; is DATABASE_URL right?", err=True)
+    except (SchemaMissing, SchemaOutdated) as exc:
+        if not settings.schema_wait_seconds:
+            raise
+        click.echo(f"{exc} Waiting {settings.schema_wait_seconds:g} s for it at most.", err=True)
     finally:
         ledger.close()
     doorbells = Doorbells(settings.redis_url.get_secret_value(), settings.connect_timeout_seconds)

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from worker.errors import BrokerUnavailable, LeaseLost, LedgerError, LedgerUnavailable
 from worker.ledger.database import Ledger
 from worker.ledger.migrate import check_schema
+from worker.ledger.start import Start
 from worker.settings import Settings
 from worker.telemetry.health import HealthServer
 from worker.telemetry.watchdog import Watchdog
@@ -42,6 +43,7 @@ class Health:
     ) -> None:
         self._settings = settings
         self.limit = limit
+        self.opening = Start(settings.schema_wait_seconds)
         self.watchdog = Watchdog(self._faults, limit / 2)
         self.server: HealthServer | None = None
         self._rounds = tuple(rounds)
@@ -101,7 +103,7 @@ class Health:
         if self._stop.is_set():
             return ("The keeper is shutting down.",)
         if not self._running.is_set():
-            return ("The keeper is starting.",)
+            return (self.opening.waits_for or "The keeper is starting.",)
         return (*self.watchdog.faults, *self._hindrances())
 
     def _hindrances(self) -> Iterator[str]:

@@ -110,21 +110,15 @@ class Keeper:
         self._stop.set()
 
     def await_ledger(self) -> None:
-        """Wait until Postgres answers, or until `stop`.
+        """Wait until Postgres answers and the schema is there, or until `stop`.
 
         Raises:
-            ConfigurationError: the schema is not what this code needs.
+            ConfigurationError: this code does not run on the schema.
         """
-        told = False
-        while not self._stop.is_set():
-            try:
-                check_schema(self._post.ledger)
-                return
-            except LedgerUnavailable as exc:
-                if not told:
-                    logger.warning("Waiting for Postgres: %s", exc)
-                told = True
-                self._stop.wait(AWAY_PAUSE)
+        while not self._stop.is_set() and not self.health.opening.goes(
+            lambda: check_schema(self._post.ledger)
+        ):
+            self._stop.wait(AWAY_PAUSE)
 
     def run(self) -> None:
         """Keep until `stop`; then finish the round under way and resign."""

@@ -26,6 +26,13 @@ _RENEW = text("""
 
 _HELD = text("SELECT id, attempt FROM jobs WHERE state = 'running' AND lease = :lease")
 
+# Counted lease by lease: for each of them there is an index, whatever the statistics say.
+_RUNNING = text("""
+    SELECT name,
+           (SELECT count(*) FROM jobs WHERE state = 'running' AND lease = workers.lease) AS jobs
+    FROM workers
+""")
+
 _CLOSE = text("DELETE FROM workers WHERE lease = :lease")
 
 _RELEASE_ALL = text("""
@@ -99,6 +106,11 @@ def renew(ledger: Ledger, lease: str, seconds: float) -> bool:
 def held(ledger: Ledger, lease: str) -> set[tuple[str, int]]:
     """Each (id, attempt) that the ledger says is running under `lease`."""
     return {(row.id, row.attempt) for row in ledger.rows(_HELD, {"lease": lease})}
+
+
+def running_by_lease(ledger: Ledger) -> list[tuple[str, int]]:
+    """For each lease its worker's name, and how many jobs run under it."""
+    return [(row.name, row.jobs) for row in ledger.rows(_RUNNING)]
 
 
 def close_lease(ledger: Ledger, lease: str) -> list[str]:

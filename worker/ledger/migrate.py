@@ -1,4 +1,8 @@
-"""Bring the database's schema to what this code needs; refuse what this code does not know."""
+"""Bring the database's schema to what this code needs; refuse what this code does not run on.
+
+A version runs on the schemas of its neighbours. For the older one, this code knows how far back it
+runs. For the newer one, the schema itself says which code still runs on it (decision 11).
+"""
 
 from __future__ import annotations
 
@@ -11,13 +15,17 @@ from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from alembic.util import CommandError
 from sqlalchemy import Connection, text
 
 from worker.errors import SchemaMissing, SchemaNewer, SchemaOutdated
 from worker.ledger.database import Ledger
 from worker.ledger.faults import NotDone, TryAgain
 
+#: The oldest schema that this code runs on: the one before `head()`, or `head()` where it cannot.
+OLDEST_SCHEMA: Final = "0002"
+#: The comment on Alembic's own table: the schema's revision, and the oldest code that it runs. It
+#: commits with the migration, and reading it takes no right that nobody had before.
+_RUNS: Final = "{} runs code from {}"
 #: Any number, the same in every replica: "ledger" in ASCII. Transaction-scoped, so that a
 #: transaction pooler cannot leak it.
 _LOCK: Final = 0x6C6564676572
@@ -34,17 +42,19 @@ logging.getLogger("alembic.runtime.migration").setLevel(logging.WARNING)
 
 
 def head() -> str:
-    """The schema revision that this code needs."""
-    revision = ScriptDirectory.from_config(_config()).get_current_head()
-    assert revision is not None
-    return revision
+    """The newest schema revision that this code knows: what `migrate` makes."""
+    return _known()[-1]
 
 
 def migrate(url: str) -> str:
-    """Migrate the database at `url` to `head()` and return it; safe from several replicas at once.
+    """Migrate the database at `url` to `head()`; safe from several replicas at once.
+
+    Returns:
+        The database's revision. One that is not `head()` is newer, and runs this code; nothing was
+        changed.
 
     Raises:
-        SchemaNewer: the database is ahead of this code; nothing was changed.
+        SchemaNewer: the database is ahead of this code, and does not run it; nothing was changed.
         Unavailable: Postgres is away, or somebody keeps a table locked; nothing was changed.
     """
     ledger = Ledger(url, name="worker migrate", connections=1, waits_for_ever=True)
@@ -52,8 +62,7 @@ def migrate(url: str) -> str:
         for left in reversed(range(TRIES)):
             try:
                 with ledger.transaction() as connection:
-                    _upgrade(connection)
-                break
+                    return _upgrade(connection)
             except (NotDone, TryAgain) as exc:
                 if not left:
                     raise
@@ -61,42 +70,67 @@ def migrate(url: str) -> str:
                 time.sleep(PAUSE)
     finally:
         ledger.close()
-    return head()
+    raise AssertionError("unreachable")
 
 
-def _upgrade(connection: Connection) -> None:
+def _upgrade(connection: Connection) -> str:
     connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
     # From here on: replicas may wait for each other as long as it takes.
     connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_SECONDS}s'"))
-    _refuse_newer(connection)
+    known = _known()
+    found = _found(connection, known)
+    if found is not None and found not in known:
+        return found
     config = _config()
     config.attributes["connection"] = connection
     command.upgrade(config, "head")
+    newest = ScriptDirectory.from_config(config).get_revision(known[-1])
+    said = _RUNS.format(known[-1], newest.module.RUNS_CODE_FROM)
+    if _comment(connection) != said:
+        connection.execute(text(f"COMMENT ON TABLE alembic_version IS '{said}'"))
+    return known[-1]
 
 
-def check_schema(ledger: Ledger) -> None:
-    """Make sure that the schema is the one that this code needs.
+def check_schema(ledger: Ledger) -> str:
+    """The schema's revision, once it is sure that this code runs on it.
 
     Raises:
-        SchemaMissing, SchemaOutdated, SchemaNewer: it is not; the message says what to do.
+        SchemaMissing, SchemaOutdated, SchemaNewer: it does not; the message says what to do.
         Unavailable: Postgres is away.
     """
+    known = _known()
     with ledger.transaction() as connection:
-        found = _refuse_newer(connection)
+        found = _found(connection, known)
     if found is None:
         raise SchemaMissing
-    if found != head():
-        raise SchemaOutdated(found, head())
-
-
-def _refuse_newer(connection: Connection) -> str | None:
-    found = MigrationContext.configure(connection).get_current_revision()
-    if found is not None:
-        try:
-            ScriptDirectory.from_config(_config()).get_revision(found)
-        except CommandError:
-            raise SchemaNewer(found, head()) from None
+    if found in known[: known.index(OLDEST_SCHEMA)]:
+        raise SchemaOutdated(found, known[-1])
     return found
+
+
+def _known() -> list[str]:
+    """The revisions that this code has, which are one line, from the first to its own."""
+    scripts = ScriptDirectory.from_config(_config())
+    return [script.revision for script in scripts.walk_revisions()][::-1]
+
+
+def _found(connection: Connection, known: list[str]) -> str | None:
+    """The database's revision; `None` where there is no schema.
+
+    Raises:
+        SchemaNewer: it is ahead of this code, and does not say that it runs it.
+    """
+    found = MigrationContext.configure(connection).get_current_revision()
+    if found is not None and found not in known:
+        comment = _comment(connection)
+        if comment not in {_RUNS.format(found, oldest) for oldest in known}:
+            raise SchemaNewer(found, known[-1])
+    return found
+
+
+def _comment(connection: Connection) -> str:
+    query = "SELECT obj_description(to_regclass('alembic_version'), 'pg_class')"
+    return connection.execute(text(query)).scalar() or ""
 
 
 def _config() -> Config:

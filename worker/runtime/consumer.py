@@ -19,8 +19,10 @@ from kombu.exceptions import ContentDisallowed, DecodeError
 from kombu.serialization import prepare_accept_content, registry
 from kombu.utils.json import loads
 
+from worker.errors import ConfigurationError
 from worker.jobs.job import Claim
 from worker.runtime.announcer import Announcer
+from worker.runtime.ending import give_up
 from worker.runtime.pipes import Pipes
 from worker.runtime.process import Process
 from worker.runtime.rates import Rates
@@ -57,7 +59,10 @@ class ClaimConsumer:
         process = self._consumer.process
         process.queues = lambda: list(self._queues)
         process.receive = self._consumer.receive
-        process.start(self._consumer.hub)
+        try:
+            process.start(self._consumer.hub)
+        except ConfigurationError as exc:
+            give_up(exc)
         self._consumer.announcer.start()
         process.resume()
 

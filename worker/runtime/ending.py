@@ -5,13 +5,15 @@ from __future__ import annotations
 import _thread
 import atexit
 import os
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, NoReturn
 
 from celery import Celery, signals
 
+from worker.errors import LedgerError
 from worker.runtime.collector import collect_seldom
 from worker.runtime.drain import leave_unstarted
 from worker.runtime.install import durability_of
@@ -66,6 +68,13 @@ def drain_at_the_end(app: Celery) -> None:
     signals.worker_init.connect(on_worker_init, weak=False)
     signals.worker_shutting_down.connect(on_shutting_down, weak=False)
     signals.worker_shutdown.connect(on_shutdown, weak=False)
+
+
+def give_up(error: LedgerError) -> NoReturn:
+    """End a worker that cannot start by one sentence and the error's exit code: of anything but
+    this, Celery would log the traceback, and go on or end with 1."""
+    print(f"Error: {error}", file=sys.stderr)
+    raise SystemExit(error.exit_code) from None
 
 
 def _intercept(controller: Any, begin: Callable[..., None]) -> None:

@@ -127,11 +127,7 @@ class Health:
     def _hindrances(self) -> Iterator[str]:
         process = self._process
         if not process.is_started:
-            yield (
-                _LEDGER_AWAY
-                if process.is_waiting
-                else "The worker is starting, or waits for Redis."
-            )
+            yield process.opening.waits_for or "The worker is starting, or waits for Redis."
             return
         if process.drain.is_draining:
             yield "The worker is shutting down."

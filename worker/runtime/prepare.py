@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 from typing import Any
 
 from celery import Celery, signals
 
 from worker.errors import LedgerError
-from worker.runtime.ending import drain_at_the_end
+from worker.runtime.ending import drain_at_the_end, give_up
 from worker.runtime.install import durability_of
 from worker.runtime.isolation import become_isolated, die_with_parent
 from worker.runtime.process import Process
@@ -51,6 +50,4 @@ def _serve_health(process: Process) -> None:
     try:
         process.health.serve()
     except LedgerError as exc:
-        # Celery logs and drops what a receiver of its signals raises, except for this.
-        print(f"Error: {exc}", file=sys.stderr)
-        raise SystemExit(exc.exit_code) from None
+        give_up(exc)

@@ -16,12 +16,12 @@ from celery import Celery
 from celery.worker.state import maybe_shutdown
 
 from worker.broker.doorbells import Doorbells
-from worker.errors import LedgerUnavailable
 from worker.jobs.job import Claim, Fence, Finish, Ring
 from worker.jobs.states import State
 from worker.ledger.catalogue import publish
 from worker.ledger.database import Ledger
 from worker.ledger.migrate import check_schema
+from worker.ledger.start import Start
 from worker.ledger.writer import Writer
 from worker.runtime.claims import Claims, Entry, Phase
 from worker.runtime.clock import LeaseClock, share
@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 
 #: Uncommitted ends above which nothing more is claimed.
 BACKLOG_LIMIT = 5000
-#: Seconds between tries while Postgres is away at the start.
+#: Seconds between tries while Postgres is away, or the schema is missing, at the start.
 START_PAUSE = 1.0
 
 
@@ -65,7 +65,7 @@ class Process:
         self.queues: Callable[[], list[str]] = list
         self.receive: Callable[[Claim], None] | None = None
         self.stale_results = 0
-        self.is_waiting = False  # for Postgres, at the start
+        self.opening = Start(self.settings.schema_wait_seconds)
         self.owns_process = False  # else it is somebody else's, and not ours to end
         self.health = Health(self)
         self._suspended = False
@@ -73,10 +73,10 @@ class Process:
         self._started = False
 
     def start(self, hub: Any) -> None:
-        """Open the lease and start the threads, once; waits while Postgres is away.
+        """Open the lease and start the threads, once; waits while Postgres or the schema is away.
 
         Raises:
-            ConfigurationError: the schema is not the one that this code needs.
+            ConfigurationError: this code does not run on the schema.
         """
         if self._started:
             return
@@ -232,19 +232,15 @@ class Process:
         )
 
     def _await_ledger(self) -> None:
-        while True:
+        maybe_shutdown()
+        while not self.opening.goes(self._open):
+            time.sleep(START_PAUSE)
             maybe_shutdown()
-            try:
-                check_schema(self._ledger)
-                publish(self._ledger, signatures(self.app), self.queues())
-                self.lease.open()
-                self.is_waiting = False
-                return
-            except LedgerUnavailable as exc:
-                if not self.is_waiting:
-                    logger.warning("Waiting for Postgres: %s", exc)
-                self.is_waiting = True
-                time.sleep(START_PAUSE)
+
+    def _open(self) -> None:
+        check_schema(self._ledger)
+        publish(self._ledger, signatures(self.app), self.queues())
+        self.lease.open()
 
     def _start_threads(self) -> None:
         self.drain.start()

@@ -41,7 +41,13 @@ class Service:
         self.restart = restart
         self.log = log
         # One port cannot serve several of them; who looks after these is the supervisor.
-        own = {"WORKER_HEALTH_PORT": "", **environment}
+        # And the addresses are the stack's, whatever a file says.
+        own = {
+            "WORKER_HEALTH_PORT": "",
+            "DATABASE_URL_FILE": "",
+            "REDIS_URL_FILE": "",
+            **environment,
+        }
         self._process = Process(argv, log=log, environment=own)
 
     def start(self) -> None:

@@ -6,6 +6,8 @@ from sqlalchemy.dialects import postgresql
 
 revision = "0001"
 down_revision = None
+#: The oldest code that runs on the schema after this.
+RUNS_CODE_FROM = "0001"
 
 
 def upgrade() -> None:

@@ -5,6 +5,8 @@ from alembic import op
 
 revision = "0002"
 down_revision = "0001"
+#: The oldest code that runs on the schema after this.
+RUNS_CODE_FROM = "0002"
 
 
 def upgrade() -> None:
