@@ -129,7 +129,7 @@ def test_an_isolated_worker_runs_its_suspect_in_a_child_process() -> None:
 
 
 @pytest.mark.parametrize(
-    ("pool", "slots"), [("threads", 64), ("prefork", os.cpu_count()), ("solo", 1)]
+    ("pool", "slots"), [("threads", 64), ("prefork", len(os.sched_getaffinity(0))), ("solo", 1)]
 )
 def test_how_many_jobs_run_at_once_follows_from_the_pool(pool: str, slots: int) -> None:
     assert Settings.load(pool=pool).concurrency == slots

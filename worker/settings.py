@@ -199,7 +199,8 @@ class Settings(BaseSettings):
         if self.isolated and self.pool == "threads":
             object.__setattr__(self, "pool", "prefork")  # a suspect runs alone in a child process
         if not self.concurrency:
-            usual = {"threads": 64, "prefork": os.cpu_count() or 1, "solo": 1}
+            cores = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))(0)
+            usual = {"threads": 64, "prefork": len(cores), "solo": 1}
             object.__setattr__(self, "concurrency", usual[self.pool])
         return self
 

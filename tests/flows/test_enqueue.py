@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import pytest
 
 from tests.ledger import given
 from tests.proxy import proxied
+from worker.broker.doorbells import Doorbells
 from worker.client import Client
 from worker.errors import ArgumentsMismatch, Conflict, UnknownQueue, UnknownTask
 from worker.flows import enqueue as flow
-from worker.jobs.job import Enqueued
+from worker.flows import ring as ring_module
+from worker.jobs.job import Enqueued, Ring
 from worker.jobs.message import new_job
 from worker.jobs.states import State
 from worker.ledger import enqueue as ledger_enqueue
@@ -166,4 +168,42 @@ def test_many_are_answered_while_redis_is_away_after_one_look_for_it(
             found = client.enqueue_many([new_job("echo", [n]) for n in range(45)])
             assert len({answer.id for answer in found if isinstance(answer, Enqueued)}) == 45
             assert client.counts() == {State.QUEUED: 45}
-    assert sum("doorbells are late" in message for message in caplog.messages) == 1
+    told = [message for message in caplog.messages if "doorbells are late" in message]
+    assert told[0].startswith("10 jobs") and told[-1].startswith("45 jobs") and len(told) == 2
+
+
+@pytest.mark.usefixtures("served")
+def test_a_list_that_redis_refuses_keeps_no_other_from_its_doorbells(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger_enqueue, "BATCH", 10)
+    publish(client.ledger, _ECHO, ["broken"])
+    client.doorbells._redis.set("broken", "no list")
+
+    client.enqueue_many([new_job("echo", queue="broken"), *(new_job("echo") for _ in range(44))])
+
+    assert client.doorbells._redis.llen("celery") == 44
+
+
+@pytest.mark.usefixtures("served")
+def test_what_redis_missed_is_rung_for_with_a_later_part(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ring_module, "AWAY_PAUSE", 0.0)
+    monkeypatch.setattr(ledger_enqueue, "BATCH", 10)
+    with proxied(settings.redis_url.get_secret_value()) as line:
+        own = settings.model_copy(update={"redis_url": type(settings.redis_url)(line.url)})
+        with Client(own) as client:
+            client.doorbells.ping()
+            parts: list[int] = []
+            real = ring_module.ring
+
+            def ring(doorbells: Doorbells, rings: Sequence[Ring]) -> bool:
+                parts.append(len(rings))
+                line.refuse() if len(parts) == 2 else line.heal()
+                return real(doorbells, rings)
+
+            monkeypatch.setattr(ring_module, "ring", ring)
+            client.enqueue_many([new_job("echo") for _ in range(40)])
+            assert parts == [10, 10, 20, 10]
+            assert client.doorbells._redis.llen("celery") == 40

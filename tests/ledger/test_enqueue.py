@@ -204,6 +204,24 @@ def test_answers_come_batch_by_batch_and_in_order(
     assert len(numbers) == 7
 
 
+def test_a_lone_job_that_meets_a_deadlock_is_tried_again(ledger: Ledger) -> None:
+    # Given a Postgres that ends the first insert as it ends one of two in a deadlock
+    ledger.execute("CREATE SEQUENCE inserts")
+    ledger.execute("""
+        CREATE FUNCTION meet() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN
+            IF nextval('inserts') = 1 THEN
+                RAISE EXCEPTION 'deadlock detected' USING ERRCODE = '40P01';
+            END IF;
+            RETURN new;
+        END $$
+    """)
+    ledger.execute("CREATE TRIGGER meet BEFORE INSERT ON jobs FOR EACH ROW EXECUTE FUNCTION meet()")
+
+    assert [answer.id for answer in answers(ledger, given.job("a"))] == ["a"]
+    assert ledger.execute("SELECT last_value FROM inserts")[0].last_value == 2
+
+
 def test_after_a_batch_that_failed_none_is_inserted(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -216,7 +234,7 @@ def test_after_a_batch_that_failed_none_is_inserted(
     assert [answer.id for answer in next(parts)] == ["j0", "j1"]  # type: ignore[union-attr] # no conflict
     with pytest.raises(Refused):
         next(parts)
-    # Then nothing after the first is there, though the third was ready
+    # Then nothing after the first is there
     assert counts(ledger) == {State.QUEUED: 2}
 
 

@@ -11,7 +11,7 @@ import pytest
 from celery.concurrency import thread as celery_thread
 from celery.concurrency.thread import TaskPool
 
-from worker.runtime.threads import Threads, without_futures
+from worker.runtime.threads import NoThread, Threads, without_futures
 
 PATIENCE = 30.0
 
@@ -69,7 +69,7 @@ def test_what_has_not_begun_is_dropped_at_the_end_and_what_runs_is_waited_for() 
     gate.opened.set()
     ending.join(PATIENCE)
     assert not ending.is_alive() and not late.is_set()
-    with pytest.raises(RuntimeError, match="shut down"):
+    with pytest.raises(NoThread, match="shut down"):
         threads.submit(late.set)
 
 
@@ -82,7 +82,7 @@ def test_a_job_runs_in_another_thread_where_no_more_can_be_started(
     done = threading.Event()
     with monkeypatch.context() as patched:
         patched.setattr(threading.Thread, "start", refuse)
-        with pytest.raises(RuntimeError, match="can't start"):
+        with pytest.raises(NoThread, match="can't start"):
             threads.submit(done.set)
     threads.submit(int)
     with monkeypatch.context() as patched:

@@ -12,7 +12,7 @@ from typing import Final
 
 from worker.broker.doorbells import Doorbells
 from worker.errors import Conflict, InvalidRequest, UnknownQueue, UnknownTask
-from worker.flows.ring import ring
+from worker.flows.ring import Ringing, ring
 from worker.jobs.job import Enqueued, NewJob
 from worker.jobs.signature import check_arguments
 from worker.ledger import enqueue as ledger_enqueue
@@ -85,11 +85,12 @@ def enqueue(
         else ledger_enqueue.enqueue_in_parts(ledger, jobs)
     )
     answers: list[Enqueued | Conflict] = []
-    is_away = False  # once Redis is found to be, nobody waits for it with the next thousand
-    for part in parts:
-        answers += part
-        rings = [answer.ring for answer in part if isinstance(answer, Enqueued) and answer.ring]
-        is_away = is_away or not ring(doorbells, rings)
+    with Ringing(doorbells) as ringing:
+        for part in parts:
+            answers += part
+            ringing.add(
+                [answer.ring for answer in part if isinstance(answer, Enqueued) and answer.ring]
+            )
     return answers
 
 

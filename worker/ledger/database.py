@@ -20,7 +20,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import DisconnectionError
 
 from worker.errors import LedgerUnavailable
-from worker.ledger.faults import READ_ONLY, ConnectionLost, TryAgain, translated
+from worker.ledger.faults import CONCURRENT, READ_ONLY, ConnectionLost, TryAgain, translated
 from worker.ledger.silence import NoAnswer, Patience, patience
 
 T = TypeVar("T")
@@ -37,7 +37,8 @@ STATEMENT_BYTES = 16 << 20
 
 # An operator's own shorter limit stays.
 _SET_BOUNDS = """
-    SELECT set_config('idle_in_transaction_session_timeout', %s, false),
+    SELECT set_config('default_transaction_isolation', 'read committed', false),
+           set_config('idle_in_transaction_session_timeout', %s, false),
            set_config('statement_timeout',
                       CASE WHEN %s > 0 AND (setting::bigint = 0 OR setting::bigint > %s)
                            THEN %s::text ELSE setting END, false)
@@ -191,7 +192,7 @@ class Ledger:
     def row_at_once(self, sql: str, parameters: Mapping[str, Any]) -> list[Any] | None:
         """One statement in psycopg2's words, committed, without what SQLAlchemy adds to each: for
         who waits for one row. Its rows as tuples; `None` when it must be asked in the usual way,
-        because a connection was lost, or because more patience is asked for.
+        because a connection was lost, it met a deadlock, or more patience is asked for.
 
         Raises:
             Unavailable, Refused: as `transaction`.
@@ -206,12 +207,11 @@ class Ledger:
                     cursor.execute(sql, parameters)
                     return list(cursor.fetchall())
             except psycopg2.Error as exc:
-                if not _is_lost(engine, exc, connection):
+                if is_lost := _is_lost(engine, exc, connection):
+                    connection.invalidate(exc)  # the usual way drops every one that is as old
+                if isinstance(exc, NoAnswer) or not (is_lost or exc.pgcode in CONCURRENT):
                     raise
-                connection.invalidate(exc)
-                if isinstance(exc, NoAnswer):
-                    raise
-                return None  # the usual way drops every connection that is as old
+                return None
             finally:
                 connection.close()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 
 from sqlalchemy import Connection
 
@@ -44,51 +44,39 @@ def enqueue(
 def enqueue_in_parts(ledger: Ledger, jobs: Sequence[NewJob]) -> Iterator[list[Enqueued | Conflict]]:
     """Insert `jobs` and commit, batch by batch; yields the answers of each, in order.
 
-    While Postgres inserts one, the next is made ready, and the caller has the one before.
+    While Postgres inserts a batch, the caller has the answers of the one before, and the next is
+    made ready. Who stops in the middle leaves that one batch behind: committed, and not told.
 
     Raises:
         MalformedId: an id that the ledger cannot hold; nothing was inserted.
+        Refused: Postgres refuses a batch; those before it are told.
         Unavailable: Postgres is away; what was not answered may be sent again.
     """
     _check_ids(jobs)
     parts = batches(jobs, BATCH, size_of)
-    first = next(parts, None)
+    first, second = next(parts, None), next(parts, None)
     if first is None:
         return
-    second = next(parts, None)
     if second is None:
-        if len(first) == 1 and (answer := insert_at_once(ledger, first[0])) is not None:
-            yield [answer]
-            return
-        yield ledger.run_each(lambda connection: insert(connection, first))
+        lone = insert_at_once(ledger, first[0]) if len(first) == 1 else None
+        yield [lone] if lone else ledger.run_each(lambda connection: insert(connection, first))
         return
-    inserter = _Inserter(ledger)
+
+    def commit(part: Sequence[NewJob], arrays: dict[str, str]) -> list[Enqueued | Conflict]:
+        return ledger.run_each(lambda connection: insert(connection, part, arrays))
+
     with ThreadPoolExecutor(1, "enqueue") as thread:
-        waiting: list[Future[list[Enqueued | Conflict]]] = []
-        for part in itertools.chain((first, second), parts):
-            waiting.append(thread.submit(inserter.insert, part, arrays_of(part)))
-            if len(waiting) == 3:
-                yield waiting.pop(0).result()
-        for future in waiting:
-            yield future.result()
-
-
-class _Inserter:
-    """Inserts one batch after the other, until one fails: then none of those after it."""
-
-    def __init__(self, ledger: Ledger) -> None:
-        self._ledger = ledger
-        self._failed: Exception | None = None
-
-    def insert(self, jobs: Sequence[NewJob], arrays: dict[str, str]) -> list[Enqueued | Conflict]:
-        """See `enqueue_in_parts`."""
-        if self._failed is not None:
-            raise self._failed
-        try:
-            return self._ledger.run_each(lambda connection: insert(connection, jobs, arrays))
-        except Exception as exc:
-            self._failed = exc
-            raise
+        under_way = thread.submit(commit, first, arrays_of(first))
+        for part in itertools.chain((second,), parts):
+            try:
+                arrays = arrays_of(part)
+            except Exception:
+                yield under_way.result()
+                raise
+            answers = under_way.result()
+            under_way = thread.submit(commit, part, arrays)
+            yield answers
+        yield under_way.result()
 
 
 def _insert_all_or_none(

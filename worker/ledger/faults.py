@@ -12,8 +12,9 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from worker.errors import InvalidSettings, LedgerError, LedgerUnavailable, SchemaMissing
 from worker.ledger.silence import NoAnswer
 
-#: SQLSTATEs after which the same transaction may simply be tried again.
-_DEADLOCK, _SERIALIZATION = "40P01", "40001"
+#: SQLSTATEs after which the same transaction may simply be tried again: a deadlock, and what cannot
+#: be told in an order.
+CONCURRENT = ("40P01", "40001")
 #: The server refuses or ends the session: crash, shutdown, too many connections, starting up.
 _AWAY_CLASSES = ("08", "57P", "53", "25P03")
 #: What is wrong with the data: out of range, against a constraint, or too large for an index.
@@ -77,7 +78,7 @@ def _meaning(error: BaseException | None, is_lost: bool = False) -> Exception | 
     if isinstance(error, NoAnswer):  # not tried again: the next wait would be as long
         return Silent(f"Postgres is not available: {error}.")
     state = getattr(error, "pgcode", None) or ""
-    if state in (_DEADLOCK, _SERIALIZATION):
+    if state in CONCURRENT:
         return TryAgain("Postgres rolled the transaction back because of a concurrent one.")
     if state == READ_ONLY:
         return ConnectionLost("This Postgres takes no writes: it is a standby, or set read-only.")

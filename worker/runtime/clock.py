@@ -39,12 +39,16 @@ class LeaseClock:
         """Set which attempts are not ours any more, of those that are here still."""
         self._withdrawn = frozenset(fences)
 
+    def is_ahead(self) -> bool:
+        """Whether the deadline is ahead: what is claimed now can be started."""
+        (until,) = self._DEADLINE.unpack_from(self._shared)
+        return now() < float(until)
+
     def may_start(self, fence: Fence) -> bool:
         """Whether the attempt may be started now."""
-        (until,) = self._DEADLINE.unpack_from(self._shared)
-        return (
-            now() < float(until) and self._lease() == fence.lease and fence not in self._withdrawn
-        )
+        if not self.is_ahead() or self._lease() != fence.lease:
+            return False
+        return fence not in self._withdrawn
 
     def _lease(self) -> str:
         (lease,) = self._LEASE.unpack_from(self._shared, self._DEADLINE.size)

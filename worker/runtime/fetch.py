@@ -257,7 +257,7 @@ class Fetcher:
         # After an outage: renew first, then flush the finishes, then claim (PROTOCOL 12).
         if not free or not self._lease.wait(0.5):
             return False
-        if not self._may_claim():
+        if not self._may_claim() or not self._lease.clock.is_ahead():
             self._stopped.wait(0.02)
             return False
         if self._stopped.is_set() or not self._may_fetch.is_set() or self._lease.id is None:

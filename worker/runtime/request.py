@@ -19,9 +19,13 @@ from worker.jobs.job import Fence, Finish
 from worker.jobs.states import State
 from worker.runtime.claims import Claims, Phase
 from worker.runtime.clock import LeaseClock
+from worker.runtime.threads import NoThread
 from worker.runtime.trace import Traced, describe, run_claimed
 
 logger = logging.getLogger(__name__)
+
+#: Seconds after which a job comes back that found no thread.
+NO_THREAD_PAUSE = 1.0
 
 
 class ClaimedRequest(Request):  # type: ignore[misc] # Celery's class is not typed
@@ -59,6 +63,15 @@ class ClaimedRequest(Request):  # type: ignore[misc] # Celery's class is not typ
             return self._hand_over(pool)
         except TaskRevokedError:
             raise
+        except NoThread as exc:
+            # The fault is this container's, or it is shutting down: the job may run elsewhere.
+            task_ready(self)
+            self.finish(
+                Finish(
+                    self.fence, State.SCHEDULED, "postponed", error=str(exc), delay=NO_THREAD_PAUSE
+                )
+            )
+            raise TaskRevokedError(self.id) from exc
         except Exception as exc:
             # One message that Celery trips over must not stop worker after worker.
             logger.exception("Job %s cannot be started", self.id)

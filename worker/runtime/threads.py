@@ -20,6 +20,10 @@ from celery.concurrency.thread import TaskPool
 logger = logging.getLogger(__name__)
 
 
+class NoThread(RuntimeError):
+    """There is no thread for a job, and none can be started."""
+
+
 class _Unawaited:
     """Stands where Celery's pool keeps a future."""
 
@@ -39,15 +43,16 @@ class Threads:
         self._work = queue.SimpleQueue()
         self._threads: set[threading.Thread] = set()  # Celery counts them
         self._is_shut = False
+        self._has_told = False
 
     def submit(self, function: Callable[..., Any], /, *args: Any) -> _Unawaited:
         """Let a thread call `function`, soon; only the event loop's thread may ask for it.
 
         Raises:
-            RuntimeError: after `shutdown`, or no thread can be started and there is none.
+            NoThread: after `shutdown`, or no thread can be started and there is none.
         """
         if self._is_shut:
-            raise RuntimeError("the pool is shut down")
+            raise NoThread("the pool is shut down")
         if len(self._threads) < self._most:
             self._start_one()
         self._work.put((function, args))
@@ -74,10 +79,12 @@ class Threads:
         thread = threading.Thread(target=self._run, name=name, daemon=True)
         try:
             thread.start()
-        except RuntimeError:  # there may be no more of them in this container
+        except RuntimeError as exc:  # there may be no more of them in this container
+            if not self._has_told:
+                logger.error("No thread can be started (%s); jobs wait for one another's.", exc)
+            self._has_told = True
             if not self._threads:
-                raise
-            logger.exception("A job waits for another one's thread")
+                raise NoThread(str(exc)) from exc
         else:
             self._threads.add(thread)
 
