@@ -14,7 +14,7 @@ UV_VERSION := 0.13.9
 
 .PHONY: help
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' Makefile
 
 .PHONY: demo
 demo: venv ## See it work: start everything, run jobs, kill a worker, lose nothing
@@ -58,6 +58,25 @@ bench: .venv/bench ## Measure it beside stock Celery and its peers (QUICK=1: the
 .venv/bench: .venv/installed requirements-bench.lock
 	$(BIN)/python -m pip install --quiet --require-hashes -r requirements-bench.lock
 	@touch $@
+
+# make image BUILD='--network host'
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+BUILD ?=
+.PHONY: image
+image: ## Build the container image, tagged with the version
+	docker build --file docker/Dockerfile --tag celery-ledger:$(VERSION) \
+		--build-arg VERSION=$(VERSION) \
+		--build-arg REVISION=$$(git rev-parse HEAD 2>/dev/null || echo unknown) $(BUILD) .
+
+# Needs an engine, and takes minutes; without one it says so and does nothing.
+JOBS ?= 2000
+.PHONY: compose-test
+compose-test: venv ## On a real Docker engine: build, start, scale and kill the stack under JOBS jobs
+	COMPOSE_TEST_JOBS=$(JOBS) $(BIN)/python -m pytest -o faulthandler_timeout=1800 tests/compose
+
+.PHONY: compose-smoke
+compose-smoke: JOBS = 300
+compose-smoke: compose-test ## The same with 300 jobs
 
 .PHONY: format
 format: venv ## Format the code

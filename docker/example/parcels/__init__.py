@@ -1,0 +1,1 @@
+"""Tasks of your own, for a worker in a container."""
