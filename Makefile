@@ -14,7 +14,7 @@ UV_VERSION := 0.13.9
 
 .PHONY: help
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' Makefile
 
 .PHONY: demo
 demo: venv ## See it work: start everything, run jobs, kill a worker, lose nothing
@@ -25,13 +25,25 @@ up: venv ## Run the whole service on this machine until Ctrl-C
 	$(BIN)/python -m worker up
 
 .PHONY: check
-check: formatted lint types imports test ## All that CI checks
+check: formatted lint types imports test k8s ## All that CI checks
 
 .PHONY: test
 test: venv ## Run the tests, on real Postgres and Redis
 # Most of them wait for something, so two run at once; the chaos run wants the machine for itself.
-	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/chaos/test_chaos.py
+# tests/k8s has tools of its own, by `make k8s`; tests/compose an engine, by `make compose-test`.
+	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/chaos/test_chaos.py \
+		--ignore tests/k8s --ignore tests/compose
 	$(BIN)/python -m pytest tests/chaos/test_chaos.py
+
+# Needs kubectl too, for kustomize; without it, it says so, and fails in CI only.
+.PHONY: k8s
+k8s: venv .venv-k8s/installed ## Render k8s/ in every combination, and judge it
+	$(BIN)/python -m pytest tests/k8s
+
+.venv-k8s/installed: requirements-k8s.lock
+	"$(PYTHON)" -m venv --clear .venv-k8s
+	.venv-k8s/bin/python -m pip install --quiet --require-hashes -r requirements-k8s.lock
+	@touch $@
 
 # make chaos MINUTES=30 SEED=7 NEMESIS=flushall,kill-worker
 # OPTIONS takes any other, such as OPTIONS='--lease 15'; see python -m tests.chaos --help
@@ -112,19 +124,20 @@ venv: .venv/installed ## Make .venv, or bring it up to date
 	@touch $@
 
 .PHONY: lock
-lock: venv ## Resolve the dependencies anew, into the three lock files
+lock: venv ## Resolve the dependencies anew, into the lock files
 	$(BIN)/python -m pip install --quiet "uv==$(UV_VERSION)"
 	$(COMPILE) --extra flower -o requirements.lock pyproject.toml
 	$(COMPILE) --extra local --extra flower --extra dev -o requirements-dev.lock pyproject.toml
 # The constraint: a bench measures what the tests have tested.
 	$(COMPILE) --extra local --extra flower --extra dev --extra bench \
 		-c requirements-dev.lock -o requirements-bench.lock pyproject.toml
+	$(COMPILE) -o requirements-k8s.lock tests/k8s/tools.txt
 COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--upgrade --custom-compile-command "make lock"
 
 .PHONY: clean
-clean: ## Remove .venv and every cache
-	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+clean: ## Remove .venv, .venv-k8s and every cache
+	rm -rf .venv .venv-k8s build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # For .ci/run: which Python it would be; nothing when there is none.

@@ -20,6 +20,8 @@ from tests.compose.stack import Stack
 
 #: How many jobs the run enqueues; set by the Makefile.
 JOBS = int(os.environ.get("COMPOSE_TEST_JOBS") or 0)
+#: The smoke leaves out what takes long and seldom breaks.
+not_in_the_smoke = pytest.mark.skipif(JOBS < 2000, reason="not in the smoke")
 IMAGE, TAG = "celery-ledger", "compose-test"
 
 collect_ignore_glob = [] if JOBS else ["test_*.py"]

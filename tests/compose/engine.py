@@ -63,11 +63,12 @@ def docker(
 def why_not() -> str | None:
     """Why nothing can be tried here; `None` when an engine and Compose v2 answer."""
     try:
-        for words in (["info", "--format", "{{.ServerVersion}}"], ["compose", "version"]):
+        # Not `info`, which fails as well, but says next to nothing about why.
+        for words in (["version", "--format", "{{.Server.Version}}"], ["compose", "version"]):
             done = attempt(*words, timeout=30)
             if done.returncode:
-                said = (done.stderr or done.stdout).strip().splitlines()
-                return f"`docker {words[0]}` says: {said[-1] if said else done.returncode}"
+                said = done.stderr.strip().splitlines()
+                return f"`docker {words[0]}` says: {said[0] if said else done.returncode}"
     except FileNotFoundError:
         return "there is no docker command"
     except subprocess.TimeoutExpired:

@@ -60,7 +60,7 @@ class Order:
 def mixed(count: int, seed: int) -> list[Order]:
     """So many jobs, in a random order and of every sort; the same for the same seed. Fewer ones
     sleep longer, so that as many run at a time."""
-    stretch = min(4.0, max(1.0, 2000 / count))
+    stretch = min(2.5, max(1.0, 2000 / count))
     chosen = random.Random(seed)
     sorts = [sort for sort in SORTS for _ in range(sort.share)]
     orders: list[Order] = []

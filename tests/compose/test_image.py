@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from packaging.requirements import Requirement
 
-from tests.compose.conftest import JOBS, Image
+from tests.compose.conftest import Image, not_in_the_smoke
 from tests.compose.engine import ROOT, attempt, build, docker, inspect
 
 MEGABYTE = 1_000_000
@@ -67,10 +67,11 @@ def python(image: str, code: str, options: tuple[str, ...] = ()) -> str:
 
 
 def pins() -> dict[str, str]:
-    """Name and version of what the lock has for the image's platform."""
+    """Name and version of what the locks have for the image's platform."""
     platform = {"sys_platform": "linux", "python_full_version": "3.11.99"}
     found = {}
-    for line in (ROOT / "requirements.lock").read_text().splitlines():
+    locks = (ROOT / "requirements.lock", ROOT / "docker" / "undeclared.lock")
+    for line in "".join(lock.read_text() for lock in locks).splitlines():
         if re.match(r"[a-z]", line):
             requirement = Requirement(line.rstrip("\\ "))
             if requirement.marker is None or requirement.marker.evaluate(platform):
@@ -238,7 +239,7 @@ def test_a_change_of_the_code_leaves_the_dependencies_layer(
     assert "changed" in python(changed, "import worker; print(worker.CHANGED)")
 
 
-@pytest.mark.skipif(JOBS < 2000, reason="builds everything a second time; not in the smoke")
+@not_in_the_smoke  # it builds everything a second time
 def test_the_builder_before_buildkit_builds_the_same(
     image: Image, contents: dict[str, Any], images: list[str]
 ) -> None:

@@ -19,7 +19,7 @@ from tests.compose.stack import Stack
 from worker.jobs.states import FINAL
 
 #: Seconds over which the jobs of one step are enqueued, and a store is away.
-SPREAD, AWAY = 12.0, 3.0
+SPREAD, AWAY = (12.0 if JOBS >= 2000 else 5.0), 3.0
 #: Seconds until all has ended; suspects run again with few places.
 END = 600.0
 

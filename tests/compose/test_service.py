@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from tests.compose.conftest import Image
+from tests.compose.conftest import Image, not_in_the_smoke
 from tests.compose.engine import ROOT, build, docker, inspect, until
 from tests.compose.stack import Stack
 from worker.client import Client
-from worker.errors import UnknownTask
+from worker.errors import UnknownQueue, UnknownTask
 from worker.jobs.job import Enqueued
 from worker.jobs.states import State
 
@@ -69,6 +69,7 @@ def test_a_health_check_costs_little(stack: Stack, client: Client) -> None:
     assert seconds < 0.2
 
 
+@not_in_the_smoke  # three failed checks, ten seconds apart
 def test_the_health_check_tells_why(stack: Stack, client: Client) -> None:
     (worker,), (redis,) = stack.containers("worker"), stack.containers("redis")
 
@@ -119,7 +120,7 @@ def test_a_worker_without_any_right_runs_jobs(
     request.addfinalizer(lambda: docker("rm", "--force", container))
 
     answers = [
-        client.enqueue(task, [value], queue="rightless")
+        enqueued(client, task, value, queue="rightless")
         for task, value in (("probe.echo", 12345), ("probe.sleep", 0.1))
     ]
 
@@ -132,7 +133,7 @@ def test_a_worker_without_any_right_runs_jobs(
 def test_a_prefork_worker_is_one_profile_away(stack: Stack, client: Client) -> None:
     stack.compose("--profile", "cpu", "up", "--detach", "--no-build", "--no-deps", "worker-cpu")
     try:
-        ran = client.enqueue("probe.fail", ["again", 2], queue="cpu")
+        ran = enqueued(client, "probe.fail", "again", 2, queue="cpu")
         assert client.wait(ran.id, 90).state is State.SUCCEEDED
     finally:
         stack.compose("--profile", "cpu", "rm", "--stop", "--force", "worker-cpu")
@@ -149,7 +150,9 @@ def test_tasks_of_ones_own_are_copied_into_an_image(
     stack.up("--no-deps", "worker")
     try:
         # Then its tasks are there
-        assert client.wait(postage(client).id, 60).state is State.SUCCEEDED
+        assert (
+            client.wait(enqueued(client, "parcels.postage", 1200).id, 60).state is State.SUCCEEDED
+        )
     finally:
         stack.set(IMAGE=image.name, TAG=image.tag, WORKER_TASKS="")
         stack.up("--no-deps", "worker")
@@ -160,21 +163,23 @@ def test_tasks_of_ones_own_are_mounted(stack: Stack, client: Client) -> None:
     stack.files.append("docker/example/mounted.yml")
     stack.up("--no-deps", "worker")
     try:
-        assert client.wait(postage(client).id, 60).state is State.SUCCEEDED
+        assert (
+            client.wait(enqueued(client, "parcels.postage", 1200).id, 60).state is State.SUCCEEDED
+        )
     finally:
         stack.files.remove("docker/example/mounted.yml")
 
 
-def postage(client: Client) -> Enqueued:
-    """A job of the example's task, once a worker has published it."""
+def enqueued(client: Client, task: str, *args: Any, queue: str | None = None) -> Enqueued:
+    """A job, once a worker has published its task and its queue."""
     found: list[Enqueued] = []
 
-    def enqueued() -> bool:
+    def accepted() -> bool:
         try:
-            found.append(client.enqueue("parcels.postage", [1200]))
-        except UnknownTask:
+            found.append(client.enqueue(task, args, queue=queue))
+        except (UnknownQueue, UnknownTask):
             return False
         return True
 
-    until(enqueued, 90, "a worker that knows parcels.postage")
+    until(accepted, 90, f"a worker that knows {task} and queue {queue}")
     return found[0]
