@@ -58,6 +58,11 @@ def test_every_fault_is_in_one_report(environment: pytest.MonkeyPatch) -> None:
         ("DATABASE_URL", "s3cret"),
         ("REDIS_URL", "unix://s3cret"),
         ("REDIS_URL", "redis://:s3cret@r:99999/0"),
+        ("REDIS_URL", "redis://:s3cret@r:1;redis://:s3cret@s:1"),
+        ("REDIS_URL", "sentinel://:s3cret@r:26379/0"),
+        ("REDIS_URL", "sentinel://:s3cret@r/0?master_name="),
+        ("REDIS_URL", "sentinel://:s3;cret@r/0?master_name=m"),
+        ("REDIS_URL", "sentinel://r;sentinel://:s3cret@s:port/0?master_name=m"),
     ],
 )
 def test_a_bad_address_is_told_without_its_secret(
@@ -70,6 +75,20 @@ def test_a_bad_address_is_told_without_its_secret(
 
     assert "s3cret" not in str(raised.value)
     assert raised.value.__suppress_context__  # a traceback would print what was given
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "rediss://:pw@r:6380/0?ssl_ca_certs=/ca.pem",
+        "sentinel://:pw@r/0?master_name=m",
+        "sentinel://:pw@r:26379;sentinel://:pw@s:26379/0?master_name=m&sentinel_password=pw",
+    ],
+)
+def test_redis_may_be_behind_tls_and_sentinels(environment: pytest.MonkeyPatch, url: str) -> None:
+    environment.setenv("REDIS_URL", url)
+
+    assert Settings.load().redis_url.get_secret_value() == url
 
 
 def test_no_secret_is_ever_printed(environment: pytest.MonkeyPatch) -> None:

@@ -7,11 +7,11 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
-from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from worker.addresses import check_address, check_sentinels
 from worker.errors import InvalidSettings
 
 #: What the variable of a setting begins with, unless its field names another one.
@@ -36,7 +36,7 @@ class Settings(BaseSettings):
     )
     redis_url: SecretStr = Field(
         validation_alias="REDIS_URL",
-        description="Redis, the doorbell: redis://:password@host:port/0 (rediss:// for TLS)",
+        description="Redis, the doorbell: redis://:password@host:port/0, rediss:// or sentinel://",
     )
     tasks: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),
@@ -182,16 +182,19 @@ class Settings(BaseSettings):
         scheme, separator, rest = value.get_secret_value().partition("://")
         if scheme not in {"postgres", "postgresql", "postgresql+psycopg2"} or not separator:
             raise ValueError("expected postgresql://user:password@host:port/name")
-        _check_address("postgresql://" + rest)
+        check_address("postgresql://" + rest)
         return SecretStr("postgresql+psycopg2://" + rest)
 
     @field_validator("redis_url", mode="after")
     @classmethod
     def _check_redis(cls, value: SecretStr) -> SecretStr:
         text = value.get_secret_value()
-        if not text.startswith(("redis://", "rediss://")):
-            raise ValueError("expected redis://:password@host:port/0")
-        _check_address(text)
+        if text.startswith("sentinel://"):
+            check_sentinels(text)
+        elif not text.startswith(("redis://", "rediss://")):
+            raise ValueError("expected redis://:password@host:port/0, rediss://… or sentinel://…")
+        else:
+            check_address(text)
         return value
 
     @model_validator(mode="after")
@@ -242,17 +245,6 @@ def api_server() -> tuple[str, int] | None:
 def variable_of(field: str) -> str:
     """The environment variable of a setting."""
     return str(Settings.model_fields[field].validation_alias or _PREFIX + field.upper())
-
-
-def _check_address(url: str) -> None:
-    """Refuse what the drivers would misread; their errors would show parts of the password."""
-    parts = urlsplit(url)
-    if "@" in parts.netloc.rpartition("@")[0]:
-        raise ValueError("write an @ in the user or password as %40")
-    try:
-        parts.port  # noqa: B018 -- reading it is the check
-    except ValueError:
-        raise ValueError("the port is no number from 0 to 65535") from None
 
 
 def _from_files() -> tuple[dict[str, str], dict[str, str]]:

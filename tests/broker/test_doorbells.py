@@ -24,8 +24,8 @@ from worker.broker.doorbells import (
     entry_of,
     queue_of,
     ring_of,
-    translated,
 )
+from worker.broker.faults import translated
 from worker.errors import BrokerRefused, BrokerUnavailable, InvalidRequest
 from worker.jobs.job import Ring
 from worker.jobs.queues import checked_queue, list_of, lists_of

@@ -144,6 +144,11 @@ def test_an_option_that_nobody_knows_is_no_traceback(here: Command, database_url
     [
         ("postgresql+psycopg2://u:pw@h:5432/n?password=pw", "postgresql://h:5432/n"),
         ("rediss://:pw@[::1]:6379/0", "rediss://[::1]:6379/0"),
+        (
+            "sentinel://:pw@h:1;sentinel://u:pw@i/0?master_name=m&sentinel_password=pw",
+            "sentinel://h:1;sentinel://i/0",
+        ),
+        ("sentinel://:pw;pw@h/0", "sentinel://h/0"),
         ("postgresql:///n?host=/run", "postgresql:///n"),
         ("postgresql://u:12/pw@h/n", "***"),
         ("postgresql://u:12?pw@h/n", "***"),

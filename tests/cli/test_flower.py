@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import signal
@@ -10,13 +11,24 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
+from flower.utils.broker import Broker
+from kombu.transport import TRANSPORT_ALIASES
+from pydantic import SecretStr
 
+from tests import sentinels
 from tests.cli.said import Command
 from tests.processes import Processes
+from tests.tls import make_certificate, terminated
+from worker.broker.address import with_options
+from worker.broker.doorbells import Doorbells
+from worker.cli.flower import _app
+from worker.jobs.job import Ring
+from worker.settings import Settings
 
 LOGIN = "ann:open-sesame"
 
@@ -142,3 +154,44 @@ def test_without_flower_it_says_what_to_install(
     assert said.err == (
         'Error: Flower is not installed; run `pip install "celery-ledger[flower]"`.\n'
     )
+
+
+async def _lengths(broker: Any) -> Any:
+    lengths = await broker.queues(["celery"])
+    manager = getattr(broker.redis.connection_pool, "sentinel_manager", None)
+    for asked in manager.sentinels if manager else ():
+        await asked.aclose()  # Flower leaves it open
+    return lengths
+
+
+@pytest.mark.parametrize("way", ["tls", "sentinel"])
+def test_it_finds_the_lists_of_a_redis_behind_tls_or_sentinels(
+    way: str, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for scheme in ("rediss", "sentinel"):
+        monkeypatch.setitem(TRANSPORT_ALIASES, scheme, "")  # put back afterwards
+    with ExitStack() as stack:
+        if way == "tls":
+            certificate = make_certificate(tmp_path / "redis.pem", "IP:127.0.0.1")
+            tls = stack.enter_context(
+                terminated(settings.redis_url.get_secret_value(), certificate)
+            )
+            url = f"{tls.url}?ssl_ca_certs={certificate}"
+        else:
+            group = stack.enter_context(sentinels.group())
+            # Flower asks the first Sentinel alone.
+            url = with_options(group.broker_url, group.transport_options, None)
+        app = _app(settings.model_copy(update={"redis_url": SecretStr(url)}))
+        doorbells = Doorbells(url)
+        stack.callback(doorbells.close)
+        doorbells.ring([Ring("a", "celery", 1)])
+
+        with app.connection() as connection:
+            broker = Broker(
+                connection.as_uri(include_password=True),
+                broker_options=app.conf.broker_transport_options,
+                broker_use_ssl=app.conf.broker_use_ssl,
+            )
+
+        assert asyncio.run(_lengths(broker)) == [{"name": "celery", "messages": 1}]
+        app.close()

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 import socket
 import ssl
-import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.tls import make_certificate
 from worker.tasks.exchange import exchange, outgoing
 from worker.tasks.transport import PinnedBackend, PinnedTransport
 
@@ -20,15 +19,7 @@ from worker.tasks.transport import PinnedBackend, PinnedTransport
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A certificate and key, in one file, for the name hooks.example alone."""
-    openssl = shutil.which("openssl")
-    if openssl is None:
-        pytest.skip("needs the openssl command to make a certificate")
-    path = tmp_path_factory.mktemp("tls") / "hooks.pem"
-    command = [openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
-    command += ["-nodes", "-days", "2", "-subj", "/CN=hooks.example"]
-    command += ["-addext", "subjectAltName=DNS:hooks.example", "-keyout", "-", "-out", "-"]
-    path.write_bytes(subprocess.run(command, check=True, capture_output=True).stdout)
-    return path
+    return make_certificate(tmp_path_factory.mktemp("tls") / "hooks.pem", "DNS:hooks.example")
 
 
 @pytest.fixture

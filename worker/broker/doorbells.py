@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Final
 
 import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from worker.broker import scripts, stock
-from worker.errors import BrokerRefused, BrokerUnavailable, InvalidSettings
+from worker.broker.address import client_at, close
+from worker.broker.faults import translated
+from worker.errors import BrokerRefused
 from worker.jobs.job import Ring
 from worker.jobs.queues import SEPARATOR
 
@@ -34,10 +32,6 @@ BATCH: Final = 1000
 #: How far into a list `front` looks for a doorbell of ours.
 FRONT_DEPTH: Final = 100
 QUARANTINE_LENGTH: Final = 1000
-#: What Redis answers to any command while it is full, starting, failing over or unable to save.
-_UNABLE = re.compile(
-    r"\b(BUSY|CLUSTERDOWN|LOADING|MASTERDOWN|MISCONF|NOREPLICAS|OOM|READONLY|TRYAGAIN)\b"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,23 +66,15 @@ class Doorbells:
     found by polling.
 
     Args:
-        url: `redis://…` or `rediss://…`.
+        url: `redis://…`, `rediss://…` or `sentinel://…`; see `worker.broker.address`.
         timeout: seconds until a silent Redis counts as away.
+
+    Raises:
+        InvalidSettings: the address has an option that cannot be.
     """
 
     def __init__(self, url: str, timeout: float = 5.0) -> None:
-        self._redis = redis.Redis.from_url(
-            url,
-            socket_timeout=timeout,
-            socket_connect_timeout=timeout,
-            socket_keepalive=True,
-            health_check_interval=25,
-            retry=Retry(NoBackoff(), 1),  # a connection that died while idle is met here
-        )
-        try:
-            self._redis.connection_pool.make_connection()  # opens nothing: it reads the options
-        except (TypeError, ValueError) as exc:
-            raise InvalidSettings(f"REDIS_URL has an option that cannot be: {exc}.") from None
+        self._redis = client_at(url, timeout)
         self._timeout = timeout
         self._ring = self._redis.register_script(scripts.RING)
         self._pop = self._redis.register_script(scripts.POP)
@@ -106,7 +92,7 @@ class Doorbells:
 
     def close(self) -> None:
         """Close every connection."""
-        self._redis.close()
+        close(self._redis)
 
     def ring(self, rings: Iterable[Ring]) -> None:
         """Push a doorbell for each job; one round trip for each list and thousand.
@@ -279,21 +265,3 @@ def bell_of(queue: str) -> str:
 def queue_of(name: str) -> str:
     """The queue that a list belongs to."""
     return name.partition(SEPARATOR)[0]
-
-
-@contextmanager
-def translated() -> Iterator[None]:
-    """Turn what redis-py raises into `worker.errors`."""
-    try:
-        yield
-    except redis.exceptions.AuthenticationError:
-        raise BrokerUnavailable("Redis refuses the password; check REDIS_URL.") from None
-    except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, OSError) as exc:
-        raise BrokerUnavailable(f"Redis is not available: {type(exc).__name__}.") from exc
-    except redis.exceptions.ResponseError as exc:
-        reason = next(iter(str(exc).splitlines()), type(exc).__name__)
-        # redis-py takes the code off the errors that it has a class for.
-        unable = (redis.exceptions.OutOfMemoryError, redis.exceptions.ReadOnlyError)
-        if isinstance(exc, unable) or _UNABLE.search(reason):
-            raise BrokerUnavailable(f"Redis refuses: {reason}") from exc
-        raise BrokerRefused(f"Redis refuses: {reason}") from exc

@@ -10,6 +10,7 @@ import redis
 from kombu.transport import redis as kombu_redis
 from kombu.utils.json import dumps
 
+from worker.broker.address import Address
 from worker.broker.doorbells import Doorbells
 from worker.broker.messages import job_of
 from worker.errors import Unavailable
@@ -22,6 +23,9 @@ WRITER: Final = "ledger_writer"
 
 #: The key that marks a producer's connection, which bears that Redis is away.
 PATIENT: Final = "ledger_patient"
+
+#: The key that holds an `Address` of Sentinels: kombu finds only the first of them in its URL.
+ADDRESS: Final = "ledger_address"
 
 #: Makes a job durable and says which doorbell to push: `None` for none now.
 Writer = Callable[[NewJob], Ring | None]
@@ -122,7 +126,29 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc] # kombu is not typed
             logger.warning("Job %s is durable, its doorbell is late: %s", ring.id, exc)
 
 
+class SentinelChannel(Channel, kombu_redis.SentinelChannel):  # type: ignore[misc] # ditto
+    """kombu's Sentinel channel with what is ours, and with all the Sentinels of the address."""
+
+    def _sentinel_managed_pool(self, asynchronous: bool = False) -> Any:
+        address: Address | None = self.connection.client.transport_options.get(ADDRESS)
+        if address is None:
+            return super()._sentinel_managed_pool(asynchronous)
+        options = self._connparams(asynchronous)
+        del options["host"], options["port"]
+        pool: Any = address.master(**options).connection_pool
+        # kombu closes what it finds under these names.
+        name = "_async_sentinel_manager" if asynchronous else "_sentinel_manager"
+        setattr(self, name, pool.sentinel_manager)
+        return pool
+
+
 class Transport(kombu_redis.Transport):  # type: ignore[misc] # kombu is not typed
     """kombu's Redis transport with our channel; chosen by `broker_transport`."""
 
     Channel = Channel
+
+
+class SentinelTransport(kombu_redis.SentinelTransport):  # type: ignore[misc] # kombu is not typed
+    """kombu's Sentinel transport with our channel; ditto."""
+
+    Channel = SentinelChannel

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from urllib.parse import urlsplit
 
 from pydantic import SecretStr
@@ -19,6 +20,9 @@ def effective(settings: Settings) -> dict[str, str]:
 
 def without_secrets(url: str) -> str:
     """An address as scheme://host:port/name: no user, no password, no options."""
+    first, *others = re.split(r";(?=sentinel://)", url)
+    if others:
+        return ";".join(without_secrets(part) for part in (first, *others))
     parts = urlsplit(url)
     # A password with a bare "/", "?" or "#" in it spills over into what follows the host.
     if "@" in f"{parts.path}{parts.query}{parts.fragment}":

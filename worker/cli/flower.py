@@ -59,12 +59,16 @@ def _app(settings: Settings) -> Celery:
     """Our app, its broker named `redis`: Flower knows brokers by their names only."""
     from kombu.transport import TRANSPORT_ALIASES  # Celery takes half a second to import
 
+    from worker.broker.transport import ADDRESS
     from worker.runtime.app import create_app
 
     app = create_app(settings)
-    for scheme in ("redis", "rediss"):
-        TRANSPORT_ALIASES[scheme] = app.conf.broker_transport
-    app.conf.broker_transport = urlsplit(app.conf.broker_url).scheme
+    scheme = urlsplit(app.conf.broker_url).scheme
+    TRANSPORT_ALIASES[scheme] = app.conf.broker_transport
+    app.conf.broker_transport = scheme
+    address = app.conf.broker_transport_options.get(ADDRESS)
+    if address is not None:  # Flower asks the first Sentinel itself
+        app.conf.broker_transport_options["sentinel_kwargs"] = dict(address.sentinel_options)
     return app
 
 

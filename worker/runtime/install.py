@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from celery import Celery
 
-from worker.broker.transport import PATIENT, WRITER
+from worker.broker.address import Address, read, with_options
+from worker.broker.transport import ADDRESS, PATIENT, WRITER, Channel
 from worker.errors import ConfigurationError
 from worker.jobs.job import Fence, Finish
 from worker.ledger.database import Ledger
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
 #: Connections to Postgres that one producer process opens at the most.
 PRODUCER_CONNECTIONS = 10
+#: Our kombu transports: for an address of Redis itself, and for one of Sentinels.
+TRANSPORT = "worker.broker.transport:Transport"
+SENTINEL_TRANSPORT = "worker.broker.transport:SentinelTransport"
 
 
 def durability_of(app: Celery) -> Durability:
@@ -86,29 +90,24 @@ class _Writer:
 def durable(app: Celery, settings: Settings | None = None) -> Celery:
     """Make `app` durable and return it; call it once, where the app is made.
 
-    It needs `DATABASE_URL`. Redis is `REDIS_URL`, or else the app's own `broker_url`. Nothing is
-    opened before the first use.
+    It needs `DATABASE_URL`. Redis is `REDIS_URL`, or else the app's own `broker_url` with its
+    `broker_use_ssl` and its options for Sentinel. Nothing is opened before the first use.
 
     Raises:
         InvalidSettings: the environment lacks or misstates something.
         ConfigurationError: the app uses something that cannot be durable.
     """
-    own = app.conf.get("broker_url")
-    otherwise = {"redis_url": own} if own else {}
-    settings = settings or Settings.load(otherwise=otherwise)
+    if settings is None:
+        own = _address_of(app)
+        settings = Settings.load(otherwise={"redis_url": own} if own else {})
     _refuse_unsupported(app)
+    address = read(settings.redis_url.get_secret_value())
     app.ledger = Durability(app, settings)  # type: ignore[attr-defined] # the one place
-    timeout = settings.connect_timeout_seconds
-    options = {
-        # kombu would wait for ever on a Redis that does not answer.
-        "socket_timeout": timeout,
-        "socket_connect_timeout": timeout,
-        **(app.conf.broker_transport_options or {}),
-    }
     app.conf.update(
-        broker_url=settings.redis_url.get_secret_value(),
-        broker_transport="worker.broker.transport:Transport",
-        broker_transport_options={**options, WRITER: _Writer(durability_of(app))},
+        broker_url=address.url,
+        broker_use_ssl=address.tls or False,
+        broker_transport=SENTINEL_TRANSPORT if address.sentinels else TRANSPORT,
+        broker_transport_options=_transport_options(app, address),
         broker_connection_retry_on_startup=True,
         result_backend="worker.runtime.results:LedgerBackend",
         worker_consumer="worker.runtime.consumer:LedgerConsumer",
@@ -123,6 +122,32 @@ def durable(app: Celery, settings: Settings | None = None) -> Celery:
 
     prepare(app)
     return app
+
+
+def _address_of(app: Celery) -> str | None:
+    """What `REDIS_URL` would say of the app's own broker, if it names one."""
+    own = app.conf.get("broker_url")
+    if not own:
+        return None
+    url = own if isinstance(own, str) else ";".join(own)
+    return with_options(url, app.conf.broker_transport_options or {}, app.conf.broker_use_ssl)
+
+
+def _transport_options(app: Celery, address: Address) -> dict[str, Any]:
+    durability = durability_of(app)
+    timeout = durability.settings.connect_timeout_seconds
+    options = {
+        # kombu would wait for ever on a Redis that does not answer.
+        "socket_timeout": timeout,
+        "socket_connect_timeout": timeout,
+        **{k: v for k, v in address.options.items() if k in Channel.from_transport_options},
+        **(app.conf.broker_transport_options or {}),
+        WRITER: _Writer(durability),
+    }
+    if address.sentinels:
+        options |= {ADDRESS: address, "master_name": address.master_name}
+        options.pop("sentinel_kwargs", None)  # the address has them; `inspect stats` shows these
+    return options
 
 
 def _let_producers_do_without_redis(app: Celery) -> None:

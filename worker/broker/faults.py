@@ -1,0 +1,57 @@
+"""What redis-py raises, as `worker.errors`: is Redis away, or does it refuse?"""
+
+from __future__ import annotations
+
+import re
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import redis
+from redis.sentinel import MasterNotFoundError
+
+from worker.errors import BrokerRefused, BrokerUnavailable
+
+#: What Redis answers to any command while it is full, starting, failing over or unable to save.
+_UNABLE: Final = re.compile(
+    r"\b(BUSY|CLUSTERDOWN|LOADING|MASTERDOWN|MISCONF|NOREPLICAS|OOM|READONLY|TRYAGAIN)\b"
+)
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Turn what redis-py raises into `worker.errors`."""
+    try:
+        yield
+    except redis.exceptions.AuthenticationError:
+        raise BrokerUnavailable("Redis refuses the password; check REDIS_URL.") from None
+    except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, OSError) as exc:
+        raise BrokerUnavailable(f"Redis is not available: {_why(exc)}.") from exc
+    except redis.exceptions.ResponseError as exc:
+        reason = next(iter(str(exc).splitlines()), type(exc).__name__)
+        # redis-py takes the code off the errors that it has a class for.
+        unable = (redis.exceptions.OutOfMemoryError, redis.exceptions.ReadOnlyError)
+        if isinstance(exc, unable) or _UNABLE.search(reason):
+            raise BrokerUnavailable(f"Redis refuses: {reason}") from exc
+        raise BrokerRefused(f"Redis refuses: {reason}") from exc
+
+
+def _why(exc: BaseException) -> str:
+    """The reason in a few words, without the addresses that redis-py's own words name."""
+    if isinstance(exc, MasterNotFoundError):
+        return (
+            "no Sentinel answers and names a living master; check the Sentinels and master_name in"
+            " REDIS_URL"
+        )
+    cause = exc.__context__
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return (
+            f"its certificate is refused ({cause.verify_message.rstrip('.')}); check ssl_ca_certs"
+            " in REDIS_URL"
+        )
+    if isinstance(cause, ssl.SSLError):
+        return f"TLS fails ({cause.reason or type(cause).__name__}); check REDIS_URL"
+    if isinstance(cause, (FileNotFoundError, PermissionError)):
+        return "a file that REDIS_URL names for TLS cannot be read"
+    return type(exc).__name__
