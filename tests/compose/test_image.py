@@ -70,8 +70,7 @@ def pins() -> dict[str, str]:
     """Name and version of what the locks have for the image's platform."""
     platform = {"sys_platform": "linux", "python_full_version": "3.11.99"}
     found = {}
-    locks = (ROOT / "requirements.lock", ROOT / "docker" / "undeclared.lock")
-    for line in "".join(lock.read_text() for lock in locks).splitlines():
+    for line in (ROOT / "requirements.lock").read_text().splitlines():
         if re.match(r"[a-z]", line):
             requirement = Requirement(line.rstrip("\\ "))
             if requirement.marker is None or requirement.marker.evaluate(platform):
