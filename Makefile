@@ -60,7 +60,7 @@ chaos: venv ## Break a real service in every way for MINUTES, and judge its hist
 recovery: venv ## Measure how soon a killed worker's jobs run again, beside stock Celery
 	$(BIN)/python -m tests.chaos.recovery $(if $(REPORT),--json $(REPORT))
 
-# QUICK=1: only what the first six ratios need, in under 8 minutes. Else about an hour and a half.
+# QUICK=1: only what the first six ratios need, in under 8 minutes. Else about 50 minutes.
 # OPTIONS takes any other, such as OPTIONS='--sections latency'; see python -m tests.bench --help
 QUICK ?=
 .PHONY: bench

@@ -31,7 +31,7 @@ from worker.stack.redis import RedisServer
 
 #: Seconds of a timed run at least; one that is shorter is made again with more jobs.
 LEAST = 10.0
-ROUNDS, QUICK_ROUNDS = 3, 2
+ROUNDS, QUICK_ROUNDS = 2, 2
 #: Seconds after which a quick bench repeats nothing more: it is to take less than 8 minutes.
 QUICK_BUDGET = 440.0
 PACKAGES = (

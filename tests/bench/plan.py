@@ -255,7 +255,7 @@ SECTIONS = (
 )  # fmt: skip
 QUICK = ("drain", "enqueue")
 #: The most rounds of a section: what repeats by itself, or has no ratio, needs fewer.
-MOST_ROUNDS = {"enqueue": 2, "latency": 2, "workloads": 2, "growth": 1, "shapes": 1, "recovery": 1}
+MOST_ROUNDS = {"workloads": 1, "growth": 1, "shapes": 1, "recovery": 1}
 
 
 def measure(
