@@ -275,9 +275,9 @@ def test_further_signals_do_not_hold_up_the_end(service: Service) -> None:
     ids = holding(service, len(rows))
     with ThreadPoolExecutor(len(rows)) as pool:
         codes = list(pool.map(lambda worker, of: leaves(worker, 1, *of), workers, rows))
-    # SIGINT: Celery calls it a failure, however warm. But where it comes while Celery still handles
-    # SIGTERM, that one has the last word.
-    assert (codes[0], codes[2]) == (0, 1) and codes[1] in {0, 1}, codes
+    # SIGINT: Celery calls it a failure, however warm. But where one signal comes while Celery still
+    # handles another, it forgets what the first was to mean.
+    assert codes[0] == 0 and set(codes) <= {0, 1}, codes
     assert fates(service, ids) == [RELEASED] * len(ids)
     assert left(service) == NOTHING
 

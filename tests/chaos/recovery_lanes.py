@@ -29,8 +29,8 @@ from worker.stack.process import launched
 ROOT = Path(__file__).parents[2]
 WORKERS = 3
 TASK = "recovery.hold"
-#: Jobs that one worker runs at once: our default, and stock's `-c`.
-SLOTS = int(Settings.model_fields["concurrency"].default)
+#: Jobs that one worker runs at once.
+SLOTS = 16
 #: Seconds that a kill's traces may stay; an idle isolated process ends after 20.
 SETTLE = 60.0
 
@@ -124,7 +124,7 @@ class Ledger(Lane):
         self._standing = self._isolated()
 
     def command(self, name: str) -> list[str]:
-        return ["worker", "run", "-n", name]
+        return ["worker", "run", "-n", name, "-c", str(SLOTS)]
 
     def enqueue(self, count: int, folder: Path) -> None:
         self._client.enqueue_many([new_job(TASK, [str(folder)]) for _ in range(count)])
