@@ -11,7 +11,10 @@ def check_address(url: str) -> None:
     Raises:
         ValueError: saying what to write instead.
     """
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # which quotes what it could not read
+        raise ValueError("write what is no letter or digit in the password as %XX") from None
     if "@" in parts.netloc.rpartition("@")[0]:
         raise ValueError("write an @ in the user or password as %40")
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -208,21 +208,25 @@ class Settings(BaseSettings):
         return self
 
     @classmethod
-    def load(cls, *, otherwise: Mapping[str, Any] | None = None, **overrides: Any) -> Settings:
+    def load(
+        cls, *, otherwise: Mapping[str, Callable[[], Any]] | None = None, **overrides: Any
+    ) -> Settings:
         """The settings of this process's environment, and of the files that its `…_FILE` name.
 
         Args:
-            otherwise: values by field name for variables that are not set.
+            otherwise: by field name, what is asked for a value when its variable is not set.
             overrides: values by field name that win over the environment.
 
         Raises:
             InvalidSettings: naming every variable at fault, what was given and what is expected.
         """
-        usual = otherwise or {}
-        unset = {name: usual[name] for name in usual if variable_of(name) not in os.environ}
         values, faults = _from_files()
+        for name, value_of in (otherwise or {}).items():
+            variables = {variable_of(name), f"{variable_of(name)}_FILE"}
+            if not variables & {*os.environ} and (value := value_of()) is not None:
+                values[name] = value
         try:
-            loaded = cls(**{**unset, **values, **overrides})
+            loaded = cls(**{**values, **overrides})
         except ValidationError as exc:
             faults = _report(exc, faults)
         if faults:

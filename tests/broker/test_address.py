@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import ssl
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+import redis
+from redis.sentinel import MasterNotFoundError
 
-from worker.broker.address import read, with_options
+from worker.broker.address import _Sentinels, read, with_options
 from worker.errors import ConfigurationError, InvalidSettings
+
+#: What a Sentinel says of a living master.
+MASTER = {
+    "ip": "10.0.0.1", "port": 6379, "is_master": True, "is_sdown": False, "is_odown": False,
+    "num-other-sentinels": 0,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -55,6 +65,47 @@ def test_sentinels_have_options_of_their_own() -> None:
     assert "'p'" not in repr(address) and "'s'" not in repr(address)
 
 
+def test_a_plus_in_a_query_is_one() -> None:
+    address = read("sentinel://h/0?master_name=m&sentinel_password=a+b%2Bc%20d")
+
+    assert address.sentinel_options["password"] == "a+b+c d"
+    assert read("rediss://h/0?ssl_ca_certs=/a+b").tls["ssl_ca_certs"] == "/a+b"
+
+
+def test_threads_that_ask_at_once_lose_no_sentinel() -> None:
+    # Given two Sentinels, of which the first is away, and two threads that have both seen that
+    both = threading.Barrier(2, timeout=30)
+
+    class Away:
+        def sentinel_masters(self) -> dict[str, Any]:
+            both.wait()
+            raise redis.exceptions.ConnectionError
+
+    class There:
+        def sentinel_masters(self) -> dict[str, Any]:
+            both.wait()
+            return {"m": dict(MASTER)}
+
+    sentinels = _Sentinels([])  # type: ignore[no-untyped-call] # redis-py types it in part
+    away, there = Away(), There()
+    sentinels.sentinels = [away, there]  # type: ignore[list-item] # for all that they are asked
+    # When they ask the second at once
+    with ThreadPoolExecutor(2) as pool:
+        asked = [pool.submit(sentinels.discover_master, "m") for _ in range(2)]
+    # Then they hear of the master, and both Sentinels are known still
+    assert [one.result() for one in asked] == [("10.0.0.1", 6379)] * 2
+    known: list[object] = list(sentinels.sentinels)
+    assert known == [there, away]
+
+
+def test_where_no_sentinel_answers_no_password_is_named() -> None:
+    client = read("sentinel://127.0.0.1:1/0?master_name=m&sentinel_password=s3cret").client()
+
+    with pytest.raises(MasterNotFoundError) as raised:
+        client.ping()
+    assert str(raised.value) == "No master found for 'm'"
+
+
 @pytest.mark.parametrize(
     ("url", "said"),
     [
@@ -64,6 +115,8 @@ def test_sentinels_have_options_of_their_own() -> None:
         ("rediss://h/0?ssl_cert_reqs=maybe", "ssl_cert_reqs is required, optional or none"),
         ("sentinel://h;sentinel://i/1?master_name=m", "another database than in its first"),
         ("sentinel://h?master_name=m&sentinel_no_such=1", "no_such"),
+        ("redis://h/0?protocol=4", "protocol"),
+        ("rediss://h/0?ssl_min_version=3", "3 is not a valid TLSVersion"),
     ],
 )
 def test_an_address_that_cannot_be_is_told(url: str, said: str) -> None:

@@ -139,6 +139,15 @@ def test_an_option_that_nobody_knows_is_no_traceback(here: Command, database_url
     assert said.code == 2
 
 
+def test_an_option_of_redis_that_nobody_knows_is_one_finding_of_many(here: Command) -> None:
+    said = here("check", "--json", REDIS_URL="redis://127.0.0.1:1/0?no_such_option=1")
+
+    assert said.code == 2
+    (redis, *_) = [check for check in said.json["checks"] if check["check"] == "redis"]
+    assert "no_such_option" in redis["says"] and not redis["ok"]
+    assert {"postgres", "schema", "tasks"} <= {check["check"] for check in said.json["checks"]}
+
+
 @pytest.mark.parametrize(
     ("url", "shown"),
     [

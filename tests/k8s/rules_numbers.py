@@ -77,7 +77,7 @@ def jobs_can_be_applied_again(manifests: Manifests, _: Combination) -> Iterator[
     if not any(job.component == "migrate" for job in jobs):
         yield "there is no migration"
     for job in jobs:
-        (container,) = job.containers
+        (container,) = job.pod["containers"]
         if job.name != f"{job.component}-{tag_of(container['image'])}":
             yield f"{title(job.object)} does not have its image's tag for a name"
         for _kind, name, _key in references(job.pod):

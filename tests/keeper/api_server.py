@@ -30,6 +30,7 @@ class ApiServer:
         token: the one that is taken.
         page: pods in one answer.
         refuses: the status of every answer, if not what is right.
+        refused: pods that may not be changed.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -40,6 +41,7 @@ class ApiServer:
         self.token = "first"
         self.page = 200
         self.refuses = 0
+        self.refused: set[str] = set()
         self.account = folder / "account"
         self.account.mkdir()
         self._pem = folder / "server.pem"
@@ -87,6 +89,8 @@ class ApiServer:
         pod = url.path.removeprefix(_PODS + "/")
         if method != "PATCH" or pod not in self.costs:
             return 404, {}
+        if pod in self.refused:
+            return 409, {}
         assert headers["Content-Type"] == "application/merge-patch+json"
         self.costs[pod] = json.loads(body)["metadata"]["annotations"][COST]
         self.patched.append(pod)

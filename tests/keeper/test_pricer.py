@@ -98,6 +98,18 @@ def test_a_pod_that_is_gone_is_no_fault(api: ApiServer) -> None:
         session.set_cost("gone", "1")
 
 
+def test_a_pod_that_may_not_be_changed_keeps_no_other_from_its_cost(
+    post: Post, api: ApiServer, pricer: Pricer, caplog: pytest.LogCaptureFixture
+) -> None:
+    api.costs, api.refused = dict.fromkeys("abc"), {"a", "b"}
+    for name in api.costs:
+        given.running(post.ledger, lease_id=given.lease(post.ledger, name=f"celery@{name}"))
+    pricer.run(post)
+    assert api.costs == {"a": None, "b": None, "c": "1"}
+    (told,) = caplog.messages
+    assert told.endswith("the API server answers 409 to PATCH of pods")
+
+
 def test_without_workers_nobody_is_asked(post: Post, api: ApiServer, pricer: Pricer) -> None:
     pricer.run(post)
     assert api.connections == 0

@@ -7,6 +7,7 @@ Sentinels themselves with `sentinel_` before their names.
 
 from __future__ import annotations
 
+import copy
 import enum
 import ssl
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +19,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.connection import parse_url, to_bool
 from redis.retry import Retry
-from redis.sentinel import Sentinel
+from redis.sentinel import MasterNotFoundError, Sentinel
 
 from worker.errors import ConfigurationError, InvalidSettings
 
@@ -33,6 +34,26 @@ _CERT_REQS: Final = {
     **{mode.name.removeprefix("CERT_").lower(): mode for mode in ssl.VerifyMode},
     **{mode.name: mode for mode in ssl.VerifyMode},
 }
+
+
+class _Sentinels(Sentinel):
+    """redis-py's, for many threads: it swaps places in its list while it asks, and two that do so
+    at once may lose one for good. Its words of failure may name the Sentinels' password."""
+
+    def discover_master(self, service_name: str) -> Any:
+        """Host and port of the master.
+
+        Raises:
+            MasterNotFoundError: no Sentinel answers and names a living one.
+        """
+        own = copy.copy(self)
+        own.sentinels = list(self.sentinels)
+        try:
+            return Sentinel.discover_master(own, service_name)  # type: ignore[no-untyped-call] # ditto
+        except MasterNotFoundError:
+            raise MasterNotFoundError(f"No master found for {service_name!r}") from None
+        finally:
+            self.sentinels = own.sentinels  # the one that answered goes first
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +118,7 @@ class Address:
         asking = {name: options[name] for name in options if name.startswith("socket_")}
         # The next Sentinel is the second try: redis-py would wait before one of its own.
         asking |= {"retry": Retry(NoBackoff(), 0), **self.sentinel_options}
-        sentinels = Sentinel(  # type: ignore[no-untyped-call] # redis-py types it in part
+        sentinels = _Sentinels(  # type: ignore[no-untyped-call] # redis-py types it in part
             self.sentinels,
             min_other_sentinels=self.others,
             sentinel_kwargs=asking,
@@ -121,7 +142,7 @@ def read(url: str) -> Address:
         address = _sentinels(url.split(";")) if _is_sentinel(url) else _one(url)
         client = address.client()
         client.connection_pool.make_connection()  # opens nothing: it reads the options
-    except (TypeError, ValueError) as exc:
+    except (TypeError, ValueError, redis.exceptions.RedisError) as exc:
         raise InvalidSettings(f"REDIS_URL has an option that cannot be: {exc}.") from None
     return address
 
@@ -129,7 +150,7 @@ def read(url: str) -> Address:
 def _one(url: str) -> Address:
     parts = urlsplit(url)
     _check_databases([parts.path.strip("/")])
-    return Address(parts.scheme, _typed(parts.netloc + parts.path, parse_qsl(parts.query)))
+    return Address(parts.scheme, _typed(parts.netloc + parts.path, _query_of(parts.query)))
 
 
 def _sentinels(urls: Sequence[str]) -> Address:
@@ -138,7 +159,7 @@ def _sentinels(urls: Sequence[str]) -> Address:
     ours: dict[str, str] = {}
     of_sentinels: list[tuple[str, str]] = []
     of_redis: list[tuple[str, str]] = []
-    for name, value in (pair for part in parts for pair in parse_qsl(part.query)):
+    for name, value in (pair for part in parts for pair in _query_of(part.query)):
         if name in _OF_THE_MASTER:
             ours.setdefault(name, value)
         elif name.startswith(_TO_SENTINELS):
@@ -157,6 +178,11 @@ def _sentinels(urls: Sequence[str]) -> Address:
         int(ours.get("min_other_sentinels", 0)),
         asking,
     )
+
+
+def _query_of(query: str) -> list[tuple[str, str]]:
+    """Names and values; a plus is one, as in a password, and no blank."""
+    return parse_qsl(query.replace("+", "%2B"))
 
 
 def client_at(url: str, timeout: float) -> redis.Redis:
@@ -208,7 +234,8 @@ def with_options(url: str, transport_options: Mapping[str, Any], use_ssl: object
         asking = transport_options.get("sentinel_kwargs") or {}
         options |= {_TO_SENTINELS + name: value for name, value in asking.items()}
     said = {name: _written(name, value) for name, value in options.items()}
-    query = urlencode({name: value for name, value in said.items() if value is not None})
+    told = {name: value for name, value in said.items() if value is not None}
+    query = urlencode(told, quote_via=quote)
     if not query:
         return url
     return f"{url}{'&' if '?' in url.rpartition(';')[2] else '?'}{query}"
@@ -240,6 +267,8 @@ def _typed(place: str, query: Iterable[tuple[str, str]]) -> dict[str, Any]:
         if mode is None:
             raise ValueError("ssl_cert_reqs is required, optional or none")
         options["ssl_cert_reqs"] = mode
+    if "ssl_min_version" in options:
+        ssl.TLSVersion(options["ssl_min_version"])  # else it fails at each connect
     return options
 
 

@@ -94,7 +94,11 @@ def _postgres(settings: Settings) -> Iterator[Finding]:
 
 def _redis(settings: Settings) -> Iterator[Finding]:
     url = settings.redis_url.get_secret_value()
-    with closing(Doorbells(url, settings.connect_timeout_seconds)) as doorbells:
+    opened, failed = _asked("redis", lambda: Doorbells(url, settings.connect_timeout_seconds))
+    if failed or opened is None:
+        yield failed or Finding("redis", "Redis cannot be asked.", _CONFIGURATION)
+        return
+    with closing(opened) as doorbells:
         server, away = _asked("redis", doorbells.server)
         if away or server is None:
             yield away or Finding("redis", "Redis does not say what it is.", _CONFIGURATION)

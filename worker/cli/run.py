@@ -40,9 +40,7 @@ def run(
     chosen: dict[str, Any] = {"pool": pool} if pool else {}
     settings = Settings.load(**chosen)
     _preflight(settings)
-    from celery.worker import state as worker_state  # Celery takes half a second to import
-
-    from worker.runtime.app import create_app
+    from worker.runtime.app import create_app  # Celery takes half a second to import
     from worker.runtime.install import durability_of
 
     app = create_app(settings)
@@ -56,11 +54,8 @@ def run(
     argv += ["--hostname", hostname] if hostname else []
     start: Callable[[list[str]], object] = app.start  # its stubs have it that it never returns
     start([*argv, *celery_options])
-    process = durability_of(app).process
-    # Celery drops its worker's exit code, and the worker that of a signal when another one hurries.
-    raise click.exceptions.Exit(
-        (process.controller.exitcode if process else 0) or int(worker_state.should_stop or 0)
-    )
+    process = durability_of(app).process  # Celery drops its worker's exit code
+    raise click.exceptions.Exit(process.controller.exitcode or 0 if process else 0)
 
 
 def _preflight(settings: Settings) -> None:

@@ -36,6 +36,10 @@ class ClusterUnavailable(Unavailable):
     """The API server is away, or refuses."""
 
 
+class ClusterRefused(ClusterUnavailable):
+    """The API server answers, and does not do it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Cluster:
     """A cluster, by the address of its API server and the files of a service account.
@@ -121,7 +125,7 @@ class Session:
         if answer.status == 404 and patch is not None:
             return {}
         if answer.status != 200:
-            raise ClusterUnavailable(f"the API server answers {answer.status} to {method} of pods")
+            raise ClusterRefused(f"the API server answers {answer.status} to {method} of pods")
         found = json.loads(text)
         if not isinstance(found, dict):
             raise ClusterUnavailable("the API server's answer is no object")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from worker.keeper.cluster import Cluster, ClusterUnavailable
+from worker.keeper.cluster import Cluster, ClusterRefused, ClusterUnavailable
 from worker.keeper.keeper import Post
 from worker.ledger.lease import running_by_lease
 
@@ -41,10 +41,17 @@ class Pricer:
         return False
 
     def _tell(self, wanted: dict[str, str]) -> None:
+        refused: ClusterRefused | None = None
         with self._cluster.session() as session:
             for pod, cost in session.costs().items():
-                if wanted.get(pod, cost) != cost:
+                if wanted.get(pod, cost) == cost:
+                    continue
+                try:
                     session.set_cost(pod, wanted[pod])
+                except ClusterRefused as exc:  # of this pod: the others' costs are to be right
+                    refused = exc
+        if refused is not None:
+            raise refused
 
 
 def cost_of(jobs: int) -> str:

@@ -140,6 +140,14 @@ class LedgerConsumer(celery_consumer.Consumer):  # type: ignore[misc] # Celery's
             warnings.simplefilter("ignore", CPendingDeprecationWarning)
             super().on_connection_error_after_connected(exc)
 
+    def connect(self) -> Any:
+        """Celery's connection, that tells `inspect stats` whether it has TLS, not how: there may be
+        a password in that."""
+        conn = super().connect()
+        told = conn.info
+        conn.info = lambda: {**told(), "ssl": bool(conn.ssl)}
+        return conn
+
     def ensure_connected(self, conn: Any) -> Any:
         """Wait for Redis, and soon find it back: Celery comes to pause for half a minute."""
         conn.ensure_connection = functools.partial(

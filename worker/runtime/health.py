@@ -13,7 +13,6 @@ from celery.concurrency.solo import TaskPool as Solo
 from worker.broker.doorbells import Doorbells
 from worker.errors import BrokerUnavailable, ConfigurationError, LedgerError, LedgerUnavailable
 from worker.ledger.database import Ledger
-from worker.ledger.migrate import check_schema
 from worker.runtime.claims import Phase
 from worker.telemetry.health import HealthServer
 from worker.telemetry.watchdog import Watchdog
@@ -112,7 +111,7 @@ class Health:
         if not self.watchdog.faults:
             return True
         with suppress(LedgerError):
-            check_schema(ledger)  # while it answers, the fault is our own
+            ledger.execute("SELECT 1")  # while it answers, the fault is our own
             self.answered()
         return False
 

@@ -98,8 +98,7 @@ def durable(app: Celery, settings: Settings | None = None) -> Celery:
         ConfigurationError: the app uses something that cannot be durable.
     """
     if settings is None:
-        own = _address_of(app)
-        settings = Settings.load(otherwise={"redis_url": own} if own else {})
+        settings = Settings.load(otherwise={"redis_url": lambda: _address_of(app)})
     _refuse_unsupported(app)
     address = read(settings.redis_url.get_secret_value())
     app.ledger = Durability(app, settings)  # type: ignore[attr-defined] # the one place
@@ -144,9 +143,9 @@ def _transport_options(app: Celery, address: Address) -> dict[str, Any]:
         **(app.conf.broker_transport_options or {}),
         WRITER: _Writer(durability),
     }
+    options.pop("sentinel_kwargs", None)  # the address has them; `inspect stats` shows these
     if address.sentinels:
         options |= {ADDRESS: address, "master_name": address.master_name}
-        options.pop("sentinel_kwargs", None)  # the address has them; `inspect stats` shows these
     return options
 
 

@@ -196,7 +196,10 @@ def _http_date(text: str) -> datetime | None:
 def _settings() -> Settings:
     # Not on import: a producer imports this module too, and may have no settings at all. The
     # stores' addresses are not used here, and an app may have them from elsewhere.
-    unused = {"database_url": "postgresql://127.0.0.1/unused", "redis_url": "redis://127.0.0.1"}
+    unused = {
+        "database_url": lambda: "postgresql://127.0.0.1/unused",
+        "redis_url": lambda: "redis://127.0.0.1",
+    }
     return Settings.load(otherwise=unused)
 
 
