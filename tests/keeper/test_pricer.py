@@ -96,6 +96,7 @@ def test_a_pod_that_ends_is_left_alone(post: Post, api: ApiServer, pricer: Price
 def test_a_pod_that_is_gone_is_no_fault(api: ApiServer) -> None:
     with cluster_of(api).session() as session:
         session.set_cost("gone", "1")
+    assert api.connections == 1 and api.patched == []
 
 
 def test_a_pod_that_may_not_be_changed_keeps_no_other_from_its_cost(
