@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, TextClause, text
+from sqlalchemy import Connection, text
 
 from worker.errors import Conflict
 from worker.jobs.job import Ended, Enqueued, NewJob, Ring
@@ -34,35 +34,31 @@ _FIELDS = {
 #: Those that are the message's.
 _SAID = ("envelope", "body")
 
-
-def _insert_from(rows: str) -> TextClause:
-    # Numbered as they come, which is the order of their doorbells; inserted in one order
-    # because who inserts a key or an id that another transaction has just inserted waits for its
-    # end, and two opposite batches would wait for each other.
-    return text(f"""
-        WITH new AS MATERIALIZED (
-            SELECT *, CASE WHEN delay > 0 THEN NULL ELSE nextval('dispatch_seq') END AS seq
-            FROM {rows}
-        )
-        INSERT INTO jobs (id, task, queue, list, priority, state, run_at, expires_at, dispatch_seq,
-                          dispatched_at, rings, key, fingerprint, parent_id, root_id, group_id,
-                          envelope, body)
-        SELECT id, task, queue, list, priority,
-               CASE WHEN delay > 0 THEN 'scheduled' ELSE 'queued' END,
-               CASE WHEN delay > 0 THEN clock_timestamp() + delay * interval '1 second' END,
-               clock_timestamp() + expires * interval '1 second',
-               seq, CASE WHEN delay > 0 THEN NULL ELSE clock_timestamp() END,
-               CASE WHEN delay > 0 THEN 0 ELSE 1 END,
-               key, fingerprint, parent_id, root_id, group_id, envelope, body
-        FROM new
-        ORDER BY key COLLATE "C" NULLS FIRST, id COLLATE "C"
-        ON CONFLICT DO NOTHING
-        RETURNING id, list, dispatch_seq
-    """)  # noqa: S608 -- constants of this module
-
-
 _ARRAYS = ", ".join(f"CAST(:{name} AS {kind}[])" for name, kind in _FIELDS.items())
-_INSERT = _insert_from(f"unnest({_ARRAYS}) AS new ({', '.join(_FIELDS)})")
+
+# Numbered as they come, which is the order of their doorbells; inserted in one order because who
+# inserts a key or an id that another transaction has just inserted waits for its end, and two
+# opposite batches would wait for each other.
+_INSERT = text(f"""
+    WITH new AS MATERIALIZED (
+        SELECT *, CASE WHEN delay > 0 THEN NULL ELSE nextval('dispatch_seq') END AS seq
+        FROM unnest({_ARRAYS}) AS new ({", ".join(_FIELDS)})
+    )
+    INSERT INTO jobs (id, task, queue, list, priority, state, run_at, expires_at, dispatch_seq,
+                      dispatched_at, rings, key, fingerprint, parent_id, root_id, group_id,
+                      envelope, body)
+    SELECT id, task, queue, list, priority,
+           CASE WHEN delay > 0 THEN 'scheduled' ELSE 'queued' END,
+           CASE WHEN delay > 0 THEN clock_timestamp() + delay * interval '1 second' END,
+           clock_timestamp() + expires * interval '1 second',
+           seq, CASE WHEN delay > 0 THEN NULL ELSE clock_timestamp() END,
+           CASE WHEN delay > 0 THEN 0 ELSE 1 END,
+           key, fingerprint, parent_id, root_id, group_id, envelope, body
+    FROM new
+    ORDER BY key COLLATE "C" NULLS FIRST, id COLLATE "C"
+    ON CONFLICT DO NOTHING
+    RETURNING id, list, dispatch_seq
+""")  # noqa: S608 -- constants of this module
 
 #: What a lone job most often is made of: it is due, and nothing but a key is said of it. In the
 #: words of psycopg2: who enqueues it waits for each step on the way, and these are fewer.
