@@ -54,6 +54,27 @@ def test_sigquit_after_sigterm_shortens_the_last_bound_too(processes: Processes)
     assert "Timeout (" in process.output  # it says where it hung
 
 
+_INTERRUPTED = """
+import os
+import signal
+from types import SimpleNamespace
+from celery import signals
+from celery.apps.worker import install_worker_term_handler
+from tests.acceptance.shop import app
+install_worker_term_handler(SimpleNamespace(hostname="w"))
+# Here another SIGTERM may find the one before: in the midst of its dispatch.
+with signals.worker_shutting_down.lock:
+    os.kill(os.getpid(), signal.SIGTERM)
+print("dispatched")
+"""
+
+
+def test_a_second_sigterm_amid_the_first_does_not_wait_for_it(processes: Processes) -> None:
+    process = processes([sys.executable, "-c", _INTERRUPTED])
+    process.wait_for_line("dispatched")
+    assert process.wait() == 0
+
+
 _GUEST = """
 import threading
 import time

@@ -141,6 +141,10 @@ class Isolation:
                 self._looks = 0  # the renewal says that Postgres is away
             except Exception:
                 logger.exception("Looking for suspects failed")
+        if self._child is not None:
+            # For the kernel the child's parent is this thread: did it end here, a second SIGTERM
+            # would follow the one of `stop`.
+            self._child.wait()
 
     def _look(self) -> None:
         lease = self._lease()
