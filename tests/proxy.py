@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from urllib.parse import urlsplit, urlunsplit
 
 #: How a statement begins that commits by itself, where it stands in no transaction.
-_WRITES = ("WITH", "INSERT", "UPDATE", "DELETE")
+_WRITES = ("EXECUTE", "DISCARD PLANS; EXECUTE", "WITH", "INSERT", "UPDATE", "DELETE")
 #: Bytes of a query that are looked at to tell one statement from another.
 _KEPT = 400
 

@@ -67,7 +67,7 @@ def test_a_job_like_one_before_takes_one_statement_and_one_push(client: Client) 
     with statements() as said:
         assert client.enqueue("echo", [2]).ring is not None
 
-    assert [statement.split()[0] for statement in said] == ["INSERT"]
+    assert [statement.split()[0] for statement in said] == ["EXECUTE"]
     assert scripts_run(client) == pushed + 1
 
 

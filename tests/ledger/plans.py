@@ -58,8 +58,9 @@ def watched(ledger: Ledger) -> Iterator[list[Seen]]:
     def explain(
         connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool
     ) -> None:
-        if statement.startswith("EXPLAIN"):
+        if statement.startswith(("EXPLAIN", "SET")):
             return
+        statement = statement.removeprefix("DISCARD PLANS; ")
         alone = connection.connection.driver_connection.autocommit
         with connection.connection.cursor() as own:
             own.execute("BEGIN" if alone else "SAVEPOINT before")
@@ -69,9 +70,12 @@ def watched(ledger: Ledger) -> Iterator[list[Seen]]:
         seen.append(Seen(statement, answer["Plan"]))
 
     event.listen(ledger.engine, "before_cursor_execute", explain)
+    # What is sent past SQLAlchemy, past the event too, it can be asked to send in the usual way.
+    at_once, ledger.rows_at_once = ledger.rows_at_once, lambda *_: None  # type: ignore[method-assign]
     try:
         yield seen
     finally:
+        ledger.rows_at_once = at_once  # type: ignore[method-assign]
         event.remove(ledger.engine, "before_cursor_execute", explain)
 
 

@@ -52,6 +52,7 @@ class Actor:
             # What commits with its only statement is stopped between the two all the same: as
             # where Postgres is slow to commit.
             door.run_each = door.run  # type: ignore[method-assign] # of this ledger alone
+            door.rows_at_once = lambda *_: None  # type: ignore[method-assign] # ditto
         self._stop = stop
         self._door, self._work = door, work
         self._answer: Any = None

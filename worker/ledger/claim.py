@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any
 
 from sqlalchemy import Connection, text
 
@@ -11,6 +12,7 @@ from worker.ledger.arrays import literal
 from worker.ledger.database import Ledger
 from worker.ledger.guards import QUEUED
 from worker.ledger.insert import insert
+from worker.ledger.prepared import Prepared
 
 #: The suspicion at which a job runs in a process that holds nothing else.
 ALONE = 2
@@ -35,7 +37,8 @@ _GRANT = f"""
               jobs.lost, jobs.suspicion
 """  # noqa: S608 -- constants of the ledger
 
-_CLAIM = text(f"""
+_CLAIM = Prepared(
+    text(f"""
     WITH {_MINE}, wanted AS MATERIALIZED (
         SELECT jobs.id FROM jobs, mine
         WHERE jobs.id = ANY(CAST(:ids AS text[])) AND jobs.state = {QUEUED} AND jobs.suspicion = 0
@@ -45,6 +48,7 @@ _CLAIM = text(f"""
     )
     {_GRANT}
 """)  # noqa: S608 -- constants of the ledger
+)
 
 # Looked at without a lock, because an isolated process that must wait looks again and again.
 _OLDEST_SUSPECT = text("""
@@ -93,7 +97,15 @@ def claim(ledger: Ledger, lease: str, ids: Sequence[str]) -> list[Claim]:
     Raises:
         Unavailable: Postgres is away; call again with the same ids before giving them up.
     """
-    return ledger.run_each(lambda connection: _all_claims(connection, lease, ids)) if ids else []
+    if not ids:
+        return []
+    rows = ledger.rows_at_once(_CLAIM, _parameters(lease, ids))
+    if rows is None:
+        return ledger.run_each(lambda connection: _all_claims(connection, lease, ids))
+    granted = list(map(_claim_of, rows))
+    if missing := _missing(ids, granted):
+        granted += map(_claim_of, ledger.rows(_HELD, _parameters(lease, missing)))
+    return granted
 
 
 def adopt(ledger: Ledger, lease: str, jobs: Sequence[NewJob]) -> list[Claim]:
@@ -164,24 +176,29 @@ def _unknown(connection: Connection, lease: str, known: Collection[str], most: i
 def _all_claims(connection: Connection, lease: str, ids: Sequence[str]) -> list[Claim]:
     """What is granted now, and what was granted before by a commit whose reply was lost."""
     granted = _claims(connection, lease, ids)
-    if missing := sorted(set(ids) - {claim.fence.id for claim in granted}):
-        granted += _rows(connection.execute(_HELD, {"lease": lease, "ids": literal(missing)}))
+    if missing := _missing(ids, granted):
+        granted += _rows(connection.execute(_HELD, _parameters(lease, missing)))
     return granted
 
 
+def _missing(ids: Sequence[str], granted: Iterable[Claim]) -> list[str]:
+    return sorted(set(ids) - {claim.fence.id for claim in granted})
+
+
 def _claims(connection: Connection, lease: str, ids: Sequence[str]) -> list[Claim]:
-    return _rows(connection.execute(_CLAIM, {"lease": lease, "ids": literal(list(ids))}))
+    return _rows(_CLAIM.execute(connection, _parameters(lease, ids)))
 
 
-def _rows(rows: object) -> list[Claim]:
-    return [
-        Claim(
-            Fence(row.id, row.attempt, row.lease),
-            row.task,
-            row.queue,
-            Message(row.envelope, bytes(row.body)),
-            row.lost,
-            row.suspicion,
-        )
-        for row in rows  # type: ignore[attr-defined] # a CursorResult
-    ]
+def _parameters(lease: str, ids: Sequence[str]) -> dict[str, str]:
+    return {"lease": lease, "ids": literal(list(ids))}
+
+
+def _rows(rows: Iterable[Sequence[Any]]) -> list[Claim]:
+    return list(map(_claim_of, rows))
+
+
+def _claim_of(row: Sequence[Any]) -> Claim:
+    job_id, attempt, lease, task, queue, envelope, body, lost, suspicion = row
+    return Claim(
+        Fence(job_id, attempt, lease), task, queue, Message(envelope, bytes(body)), lost, suspicion
+    )

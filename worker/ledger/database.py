@@ -21,6 +21,7 @@ from sqlalchemy.exc import DisconnectionError
 
 from worker.errors import LedgerUnavailable
 from worker.ledger.faults import CONCURRENT, READ_ONLY, ConnectionLost, TryAgain, translated
+from worker.ledger.prepared import Prepared, is_forgotten
 from worker.ledger.silence import NoAnswer, Patience, patience
 
 T = TypeVar("T")
@@ -33,7 +34,6 @@ IDLE_TRANSACTION_SECONDS = 5
 #: Bytes of data in one statement, about. Postgres takes no message above 1 GB, where bytes stand as
 #: hexadecimal digits, and drops the connection of who sends a larger one.
 STATEMENT_BYTES = 16 << 20
-
 
 # An operator's own shorter limit stays.
 _SET_BOUNDS = """
@@ -189,10 +189,10 @@ class Ledger:
 
         return self.run_each(work)
 
-    def row_at_once(self, sql: str, parameters: Mapping[str, Any]) -> list[Any] | None:
-        """One statement in psycopg2's words, committed, without what SQLAlchemy adds to each: for
-        who waits for one row. Its rows as tuples; `None` when it must be asked in the usual way,
-        because a connection was lost, it met a deadlock, or more patience is asked for.
+    def rows_at_once(self, statement: Prepared, parameters: Mapping[str, Any]) -> list[Any] | None:
+        """A statement, committed, without what SQLAlchemy adds to each; its rows as tuples. `None`:
+        it must be asked in the usual way, because a connection was lost or keeps nothing prepared,
+        it met a deadlock, or more patience is asked for.
 
         Raises:
             Unavailable, Refused: as `transaction`.
@@ -204,9 +204,11 @@ class Ledger:
             connection: Any = engine.raw_connection()
             try:
                 with connection.cursor() as cursor:
-                    cursor.execute(sql, parameters)
+                    cursor.execute(statement.words(connection.info, cursor.execute), parameters)
                     return list(cursor.fetchall())
             except psycopg2.Error as exc:
+                if is_forgotten(exc, connection.info):
+                    return None
                 if is_lost := _is_lost(engine, exc, connection):
                     connection.invalidate(exc)  # the usual way drops every one that is as old
                 if isinstance(exc, NoAnswer) or not (is_lost or exc.pgcode in CONCURRENT):

@@ -16,6 +16,7 @@ from worker.ledger.arrays import literal
 from worker.ledger.database import Ledger, columns
 from worker.ledger.guards import RUNNING
 from worker.ledger.insert import insert, insert_ended
+from worker.ledger.prepared import Prepared
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +98,8 @@ _FINISH = text(f"""
 
 # What nearly every end is: a success that leaves no attempt, changes no message and rings for
 # nothing. The same as above, for a quarter of the columns.
-_SUCCEED = text(f"""
+_SUCCEED = Prepared(
+    text(f"""
     WITH input AS MATERIALIZED (
         SELECT * FROM unnest(CAST(:id AS text[]), CAST(:attempt AS int[]), CAST(:result AS bytea[]))
         AS i (id, attempt, result)
@@ -116,6 +118,7 @@ _SUCCEED = text(f"""
       AND jobs.attempt = i.attempt AND jobs.lease = :lease
     RETURNING jobs.id
 """)  # noqa: S608 -- constants of the ledger
+)
 
 # A commit whose reply was lost: final with my attempt and my lease is success (PROTOCOL 20).
 _ALREADY = text(f"""
@@ -188,7 +191,7 @@ def _finish_each(connection: Connection, finishes: Sequence[Finish]) -> Finished
             "lease": lease,
             "result_type": result_type,
         }
-        granted |= {row.id for row in connection.execute(_SUCCEED, parameters)}
+        granted |= {row.id for row in _SUCCEED.execute(connection, parameters)}
     done = _finish(connection, [end for end in finishes if end.fence.id not in granted])
     return Finished(done.granted | granted, done.rings)
 

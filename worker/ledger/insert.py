@@ -13,6 +13,7 @@ from worker.jobs.job import Ended, Enqueued, NewJob, Ring
 from worker.ledger.arrays import literal
 from worker.ledger.database import Ledger
 from worker.ledger.faults import translated
+from worker.ledger.prepared import Prepared
 
 #: What a new row is made of, with the types of Postgres.
 _FIELDS = {
@@ -60,17 +61,19 @@ _INSERT = text(f"""
     RETURNING id, list, dispatch_seq
 """)  # noqa: S608 -- constants of this module
 
-#: What a lone job most often is made of: it is due, and nothing but a key is said of it. In the
-#: words of psycopg2: who enqueues it waits for each step on the way, and these are fewer.
+#: What a lone job most often is made of: it is due, and nothing but a key is said of it. Who
+#: enqueues it waits for each step on the way, and these are fewer.
 _PLAIN = ("id", "task", "queue", "list", "priority", "key", "fingerprint", "root_id", "envelope",
           "body")  # fmt: skip
-_INSERT_PLAIN = f"""
+_INSERT_PLAIN = Prepared(
+    text(f"""
     INSERT INTO jobs (state, dispatch_seq, dispatched_at, rings, {", ".join(_PLAIN)})
     VALUES ('queued', nextval('dispatch_seq'), clock_timestamp(), 1,
-            {", ".join(f"%({name})s" for name in _PLAIN)})
+            {", ".join(f":{name}" for name in _PLAIN)})
     ON CONFLICT DO NOTHING
     RETURNING id, list, dispatch_seq
-"""  # noqa: S608 -- constants of this module
+""")  # noqa: S608 -- constants of this module
+)
 
 # A job replaced by a canvas waits for ever, until the canvas's last step brings its message. A
 # later step of a failed chain has ended without ever having been enqueued: when the failed one is
@@ -151,7 +154,7 @@ def insert_at_once(ledger: Ledger, job: NewJob) -> Enqueued | None:
         return None
     with translated():
         values = _values(job, _PLAIN)
-    rows = ledger.row_at_once(_INSERT_PLAIN, values)
+    rows = ledger.rows_at_once(_INSERT_PLAIN, values)
     return Enqueued(job.id, True, Ring(*rows[0])) if rows else None
 
 
