@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -12,8 +13,9 @@ import pytest
 import redis
 from celery import Celery, chain, chord, group, signature
 
+from tests.ledger import given
 from worker.broker.doorbells import Doorbells, ring_of
-from worker.broker.transport import WRITER
+from worker.broker.transport import PATIENT, WRITER
 from worker.errors import LedgerUnavailable
 from worker.jobs.job import NewJob, Ring
 from worker.stack.redis import RedisServer
@@ -184,6 +186,72 @@ def test_an_enqueue_succeeds_when_redis_dies_after_the_write(own_redis: RedisSer
 
     # Then it has succeeded, and there is one row of it
     assert [job.id for job in rows.jobs][1:] == [result.id]
+    app.close()
+
+
+@pytest.fixture
+def unable(own_redis: RedisServer) -> redis.Redis:
+    """A Redis that refuses all it is asked to write, and every ping: it cannot write its disk."""
+    client = redis.Redis.from_url(own_redis.url)
+    client.config_set("save", "3600 1")
+    shutil.rmtree(own_redis.data / "store")
+    with suppress(redis.exceptions.ResponseError):
+        client.bgsave()
+    given.until(lambda: client.info("persistence")["rdb_last_bgsave_status"] == "err")
+    with pytest.raises(redis.exceptions.ResponseError, match="MISCONF"):
+        client.ping()
+    return client
+
+
+def test_an_enqueue_succeeds_when_redis_cannot_write_its_disk(
+    own_redis: RedisServer, unable: redis.Redis
+) -> None:
+    rows = Rows()
+    app = make_app(own_redis.url, rows)
+    app.conf.broker_transport_options |= {PATIENT: True}
+
+    result = app.tasks["tests.add"].delay(1)
+
+    assert [job.id for job in rows.jobs] == [result.id]
+    app.close()
+
+
+def test_a_redis_that_cannot_write_its_disk_is_away_to_a_worker(
+    own_redis: RedisServer, unable: redis.Redis
+) -> None:
+    # Given a worker that connects, as it does for as long as Redis is away
+    app, refused = make_app(own_redis.url, Rows()), []
+
+    def mend(error: Exception, interval: float) -> None:
+        refused.append(error)
+        unable.config_set("save", "")
+
+    # When Redis is unable, and then is not
+    with app.connection_for_read() as connection:
+        connection.ensure_connection(mend, max_retries=3, interval_start=0)
+
+    # Then it has tried again
+    assert "refuses a ping" in str(refused[0])
+    app.close()
+
+
+def test_a_subscription_bears_a_redis_that_cannot_write_its_disk(
+    own_redis: RedisServer, request: pytest.FixtureRequest
+) -> None:
+    # Given a worker's channel that listens, and pings now and then
+    app = make_app(own_redis.url, Rows())
+    with app.connection_for_read() as connection:
+        channel = connection.default_channel
+        channel.subclient.subscribe("pidbox")
+        channel.subclient.parse_response()
+        # When Redis is unable
+        request.getfixturevalue("unable")
+        channel.subclient.ping()
+        # Then the answer is no message, and the channel listens on
+        assert not channel._receive_one(channel.subclient)
+        redis.Redis.from_url(own_redis.url).config_set("save", "")
+        channel.subclient.ping()
+        assert channel.subclient.parse_response()
     app.close()
 
 

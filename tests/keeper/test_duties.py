@@ -18,6 +18,7 @@ from worker.jobs.job import Enqueued, Message, Ring
 from worker.jobs.states import State
 from worker.keeper import rescuer as rescuer_module
 from worker.keeper import restorer as restorer_module
+from worker.keeper import ringer as ringer_module
 from worker.keeper.cleaner import Cleaner, Expirer
 from worker.keeper.dispatcher import Dispatcher
 from worker.keeper.duties import all_duties
@@ -127,6 +128,29 @@ def test_the_ringer_rings_for_what_a_flush_lost(post: Post, redis_url: str) -> N
 
     # Then both are rung for, once
     assert popped(post) == ["a", "b"]
+
+
+def test_a_redis_that_can_be_read_and_not_written_ends_the_round(
+    settings_for: Callable[..., Settings],
+    own_redis: RedisServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Given a whole batch of lost doorbells, and a full Redis
+    monkeypatch.setattr(ringer_module, "BATCH", 2)
+    with redis.Redis.from_url(own_redis.url) as client:
+        for post in posted(settings_for(redis_url=own_redis.url)):
+            given.enqueued(post.ledger, "a", "b")
+            grow_old(post, "a", "b")
+            client.config_set("maxmemory", 1)
+
+            # Then nothing more is done at once: each round would write the same rows again
+            assert Ringer().run(post) is False
+
+            # When it takes them again, what was not pushed is
+            client.config_set("maxmemory", 0)
+            grow_old(post, "a", "b")
+            assert Ringer().run(post) is True
+            assert popped(post) == ["a", "b"]
 
 
 def test_the_ringer_leaves_alone_what_still_waits_in_its_list(post: Post) -> None:

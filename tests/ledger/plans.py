@@ -10,6 +10,7 @@ from typing import Any, Final
 from sqlalchemy import event
 
 from worker.ledger.database import Ledger
+from worker.ledger.prepared import AFRESH
 
 #: Tables that grow without a bound.
 BIG: Final = ("jobs", "attempts")
@@ -58,9 +59,9 @@ def watched(ledger: Ledger) -> Iterator[list[Seen]]:
     def explain(
         connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool
     ) -> None:
-        if statement.startswith(("EXPLAIN", "SET")):
+        if statement.startswith(("EXPLAIN", "PREPARE")):
             return
-        statement = statement.removeprefix("DISCARD PLANS; ")
+        statement = statement.removeprefix(AFRESH)
         alone = connection.connection.driver_connection.autocommit
         with connection.connection.cursor() as own:
             own.execute("BEGIN" if alone else "SAVEPOINT before")

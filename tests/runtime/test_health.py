@@ -87,6 +87,23 @@ def test_a_loop_that_stands_still_for_a_reason_is_none(patient: Patient, reason:
     assert patient.health.ready() != ()
 
 
+def test_a_lost_connection_is_a_fault_only_while_redis_answers_again_and_again(
+    patient: Patient,
+) -> None:
+    # Given a worker whose broker connection has been lost for long, with Redis
+    patient.is_suspended, patient.hears_redis = True, False
+    assert patient.time_passes(1000) == []
+    # When Redis is back, Celery has its time to connect
+    patient.hears_redis = True
+    patient.health._rings_since = patient.health.watchdog.now()
+    limit = patient.health.call_limit
+    assert patient.time_passes(limit) == []
+    assert patient.health.ready() == ("The broker connection is lost; Redis answers.",)
+    # Then it is stuck
+    (fault,) = patient.time_passes(1)
+    assert "does not come back" in fault
+
+
 def test_a_job_may_hold_up_the_loop_of_a_solo_worker(patient: Patient) -> None:
     # Given a solo worker that runs a job
     patient.controller.pool = Solo.__new__(Solo)

@@ -166,6 +166,43 @@ def test_a_lost_lease_is_replaced_and_its_jobs_are_not_started(holder: Holder) -
     assert held(holder.ledger, str(holder.lease.id)) == set()
 
 
+def test_what_the_new_lease_has_claimed_already_is_not_forgotten(
+    holder: Holder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a lease that the keeper ended, and a fetcher that is quick to claim under the next one
+    unstarted = holder.claim_one()
+    holder.ledger.execute("DELETE FROM workers")
+    opened, claimed = Lease.open, []
+
+    def open_and_lose_the_gil(lease: Lease) -> None:
+        opened(lease)
+        claimed.append(holder.claim_one())
+
+    monkeypatch.setattr(Lease, "open", open_and_lose_the_gil)
+    # When the worker takes the next one
+    holder.lease._renew()
+    # Then it holds what it claimed under that, and nothing of the old one
+    assert [entry.fence for entry in holder.claims.entries()] == claimed
+    assert unstarted not in claimed
+
+
+def test_what_is_given_back_is_not_started_by_this_process(holder: Holder) -> None:
+    clock = LeaseClock(holder.claims.may_run)
+    fence = holder.claim_one()
+    clock.extend(fence.lease, now() + 60)
+    assert clock.may_start(fence)
+    assert holder.claims.move(fence, Phase.ENDED, unless=Phase.STARTED)
+    assert not clock.may_start(fence)
+
+
+def test_what_was_started_meanwhile_is_not_given_back_as_unstarted(holder: Holder) -> None:
+    fence = holder.claim_one()
+    holder.claims.move(fence, Phase.HANDED)
+    holder.claims.move(fence, Phase.STARTED)
+    assert not holder.claims.move(fence, Phase.ENDED, unless=Phase.STARTED)
+    assert holder.claims.move(fence, Phase.ENDED)
+
+
 def test_after_an_away_ledger_nothing_is_claimed_before_a_renewal(holder: Holder) -> None:
     holder.lease.report_away()
     assert not holder.lease.is_held

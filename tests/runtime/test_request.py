@@ -87,3 +87,14 @@ def test_a_job_that_may_not_be_ours_is_not_handed_over(clock: LeaseClock, why: s
     (end,) = request.ends
     assert (pool.asked, end.fence, end.state, end.outcome) == (0, FENCE, State.QUEUED, "released")
     assert [entry.phase for entry in request.claims.entries()] == [Phase.CLAIMED]
+
+
+def test_a_job_that_was_given_back_meanwhile_is_not_handed_over(clock: LeaseClock) -> None:
+    # Given a job whose end is decided, as by a drain, while it waits for the event loop
+    request, pool = Request(clock), Pool()
+    request.claims.move(FENCE, Phase.ENDED)
+
+    # Then it is neither started nor ended a second time
+    with pytest.raises(TaskRevokedError):
+        request.execute_using_pool(pool)
+    assert (pool.asked, request.ends) == (0, [])

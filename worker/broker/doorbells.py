@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from json.encoder import encode_basestring_ascii
 from typing import Any, Final
 
 import redis
@@ -243,7 +244,7 @@ class Doorbells:
 
 def entry_of(ring: Ring) -> str:
     """A doorbell as it stands in a list."""
-    return json.dumps({"ledger": ring.seq, "id": ring.id})
+    return f'{MARK}{ring.seq:d}, "id": {encode_basestring_ascii(ring.id)}}}'
 
 
 def ring_of(name: str, entry: bytes) -> Ring | None:

@@ -19,6 +19,13 @@ _UNABLE: Final = re.compile(
 )
 
 
+def is_unable(error: redis.exceptions.ResponseError) -> bool:
+    """Whether Redis refuses because of its own state, whatever it was asked."""
+    # redis-py takes the code off the errors that it has a class for.
+    known = (redis.exceptions.OutOfMemoryError, redis.exceptions.ReadOnlyError)
+    return isinstance(error, known) or bool(_UNABLE.search(_first_line(error)))
+
+
 @contextmanager
 def translated() -> Iterator[None]:
     """Turn what redis-py raises into `worker.errors`."""
@@ -29,12 +36,12 @@ def translated() -> Iterator[None]:
     except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, OSError) as exc:
         raise BrokerUnavailable(f"Redis is not available: {_why(exc)}.") from exc
     except redis.exceptions.ResponseError as exc:
-        reason = next(iter(str(exc).splitlines()), type(exc).__name__)
-        # redis-py takes the code off the errors that it has a class for.
-        unable = (redis.exceptions.OutOfMemoryError, redis.exceptions.ReadOnlyError)
-        if isinstance(exc, unable) or _UNABLE.search(reason):
-            raise BrokerUnavailable(f"Redis refuses: {reason}") from exc
-        raise BrokerRefused(f"Redis refuses: {reason}") from exc
+        reason = f"Redis refuses: {_first_line(exc)}"
+        raise BrokerUnavailable(reason) if is_unable(exc) else BrokerRefused(reason) from exc
+
+
+def _first_line(exc: BaseException) -> str:
+    return next(iter(str(exc).splitlines()), type(exc).__name__)
 
 
 def _why(exc: BaseException) -> str:

@@ -12,6 +12,7 @@ from kombu.utils.json import dumps
 
 from worker.broker.address import Address
 from worker.broker.doorbells import Doorbells
+from worker.broker.faults import is_unable
 from worker.broker.messages import job_of
 from worker.errors import Unavailable
 from worker.jobs.job import NewJob, Ring
@@ -31,13 +32,31 @@ ADDRESS: Final = "ledger_address"
 Writer = Callable[[NewJob], Ring | None]
 
 
-class _PatientPing:
-    """A Redis client whose first ping may fail: kombu pings when it opens a channel."""
+class _Ping:
+    """A Redis client to which a Redis that refuses a ping is away: one that cannot write its disk
+    does, and kombu, which pings when it opens a channel, would take that for a fault for ever."""
+
+    def ping(self, **kwargs: Any) -> Any:
+        """Whether Redis answers.
+
+        Raises:
+            redis.exceptions.ConnectionError: it does not, or is unable to do anything.
+        """
+        try:
+            return super().ping(**kwargs)  # type: ignore[misc] # a mixin before redis.Redis
+        except redis.exceptions.ResponseError as exc:
+            if not is_unable(exc):
+                raise
+            raise redis.exceptions.ConnectionError(f"Redis refuses a ping: {exc}") from exc
+
+
+class _PatientPing(_Ping):
+    """A Redis client whose first ping may fail."""
 
     def ping(self, **kwargs: Any) -> Any:
         """Whether Redis answers; never raises because it is away."""
         try:
-            return super().ping(**kwargs)  # type: ignore[misc] # a mixin before redis.Redis
+            return super().ping(**kwargs)
         except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError) as exc:
             logger.warning("Redis is away; jobs are durable, their doorbells late: %r", exc)
             return False
@@ -74,8 +93,17 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc] # kombu is not typed
         super().__init__(connection, **kwargs)
 
     def _get_client(self) -> Any:
-        base = super()._get_client()
-        return type("PatientClient", (_PatientPing, base), {}) if self._patient else base
+        ping = _PatientPing if self._patient else _Ping
+        return type("Client", (ping, super()._get_client()), {})
+
+    def _receive_one(self, c: Any) -> Any:
+        # kombu pings here too, now and then, to know that its subscription still stands.
+        try:
+            return super()._receive_one(c)
+        except redis.exceptions.ResponseError as exc:
+            if not is_unable(exc):
+                raise
+            return None
 
     def _size(self, queue: str) -> int:
         try:

@@ -35,13 +35,23 @@ def check_arguments(
     """
     if parameters is None:
         return
-    signature = _signature(tuple(map(tuple, parameters)))
+    known = tuple(map(tuple, parameters))
     try:
-        signature.bind(*args, **kwargs)
+        if kwargs:
+            _signature(known).bind(*args, **kwargs)
+        else:
+            _bind_positional(known, len(args))
     except TypeError as exc:
         raise ArgumentsMismatch(
-            f"The arguments do not fit task {task!r}: {exc}; it takes {_written(signature)}."
+            f"The arguments do not fit task {task!r}: {exc}; it takes"
+            f" {_written(_signature(known))}."
         ) from None
+
+
+@functools.lru_cache(maxsize=1024)
+def _bind_positional(parameters: tuple[tuple[Any, ...], ...], count: int) -> None:
+    """Bind so many positional arguments and no others; what fits is remembered."""
+    _signature(parameters).bind(*[None] * count)
 
 
 @functools.lru_cache(maxsize=1024)

@@ -13,7 +13,13 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from worker.broker.doorbells import Doorbells
-from worker.errors import BrokerUnavailable, LeaseLost, LedgerError, LedgerUnavailable
+from worker.errors import (
+    BrokerRefused,
+    BrokerUnavailable,
+    LeaseLost,
+    LedgerError,
+    LedgerUnavailable,
+)
 from worker.jobs.job import Ring
 from worker.keeper.health import LEADING, ROUND_SECONDS, Health
 from worker.ledger.database import ANSWERS, Ledger
@@ -42,12 +48,18 @@ class Post:
     leadership: Leadership
     settings: Settings
 
-    def ring(self, rings: Sequence[Ring]) -> None:
-        """Push doorbells, best effort: what is not pushed is found to be lost later."""
+    def ring(self, rings: Sequence[Ring]) -> bool:
+        """Push doorbells, best effort: what is not pushed is found to be lost later.
+
+        Returns:
+            Whether Redis took them; who has more to ring for waits until it does.
+        """
         try:
             self.doorbells.ring(rings)
         except BrokerUnavailable as exc:
             logger.warning("%d doorbells are late: %s", len(rings), exc)
+            return isinstance(exc, BrokerRefused)
+        return True
 
     def patient(self, effort: Effort) -> AbstractContextManager[None]:
         """Wait for each answer as `effort` says, and not so long that two such waits in one round

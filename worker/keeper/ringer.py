@@ -43,7 +43,8 @@ class Ringer:
                 rings = take_lost(post.ledger, post.leadership, name, front.seq, grace)
             if rings:
                 logger.info("Ringing again for %d jobs of list %r.", len(rings), name)
-                post.ring(rings)
+                if not post.ring(rings):
+                    return False  # Redis can be read and not written: it is full, say
             more = more or len(rings) == BATCH
         return more
 

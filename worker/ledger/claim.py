@@ -38,6 +38,7 @@ _GRANT = f"""
 """  # noqa: S608 -- constants of the ledger
 
 _CLAIM = Prepared(
+    "claim",
     text(f"""
     WITH {_MINE}, wanted AS MATERIALIZED (
         SELECT jobs.id FROM jobs, mine
@@ -47,7 +48,7 @@ _CLAIM = Prepared(
         FOR UPDATE OF jobs
     )
     {_GRANT}
-""")  # noqa: S608 -- constants of the ledger
+"""),  # noqa: S608 -- constants of the ledger
 )
 
 # Looked at without a lock, because an isolated process that must wait looks again and again.

@@ -20,8 +20,9 @@ from sqlalchemy import (
 from sqlalchemy.exc import DisconnectionError
 
 from worker.errors import LedgerUnavailable
+from worker.ledger import prepared
 from worker.ledger.faults import CONCURRENT, READ_ONLY, ConnectionLost, TryAgain, translated
-from worker.ledger.prepared import Prepared, is_forgotten
+from worker.ledger.prepared import Prepared
 from worker.ledger.silence import NoAnswer, Patience, patience
 
 T = TypeVar("T")
@@ -35,13 +36,18 @@ IDLE_TRANSACTION_SECONDS = 5
 #: hexadecimal digits, and drops the connection of who sends a larger one.
 STATEMENT_BYTES = 16 << 20
 
-# An operator's own shorter limit stays.
+# An operator's own shorter limit stays. A pooler gives a number of its own for that of the server's
+# process: behind one, what is prepared may be asked for elsewhere, and a setting is others' too.
+# Where it is prepared, it has one plan for all values: left to itself Postgres may plan each call
+# for its own after all, or not, by the numbers of rows that the first five happened to be about.
 _SET_BOUNDS = """
     SELECT set_config('default_transaction_isolation', 'read committed', false),
            set_config('idle_in_transaction_session_timeout', %s, false),
            set_config('statement_timeout',
                       CASE WHEN %s > 0 AND (setting::bigint = 0 OR setting::bigint > %s)
-                           THEN %s::text ELSE setting END, false)
+                           THEN %s::text ELSE setting END, false),
+           CASE WHEN pg_backend_pid() = %s
+                THEN set_config('plan_cache_mode', 'force_generic_plan', false) END AS planned
     FROM pg_settings WHERE name = 'statement_timeout'
 """
 
@@ -207,7 +213,7 @@ class Ledger:
                     cursor.execute(statement.words(connection.info, cursor.execute), parameters)
                     return list(cursor.fetchall())
             except psycopg2.Error as exc:
-                if is_forgotten(exc, connection.info):
+                if prepared.gives_up(exc, connection.info):
                     return None
                 if is_lost := _is_lost(engine, exc, connection):
                     connection.invalidate(exc)  # the usual way drops every one that is as old
@@ -228,16 +234,17 @@ class Ledger:
             return 0
         return _milliseconds(self._seconds * patience()) if patience() > 1 else None
 
-    def _set_bounds(self, connection: Any, _: Any) -> None:
+    def _set_bounds(self, connection: Any, record: Any) -> None:
         """End a transaction whose process was stopped in its middle: it holds locks that others
         need, such as a lease's that cannot be rescued, or the lead that cannot be taken over. And
         a statement whose answer nobody waits for any more. A commit is bounded by neither."""
         with connection.cursor() as cursor:
-            cursor.execute(
-                _SET_BOUNDS,
-                (f"{IDLE_TRANSACTION_SECONDS}s", *[_milliseconds(self._seconds or 0.0)] * 3),
-            )
+            milliseconds = _milliseconds(self._seconds or 0.0)
+            pid = connection.info.backend_pid
+            cursor.execute(_SET_BOUNDS, (f"{IDLE_TRANSACTION_SECONDS}s", *[milliseconds] * 3, pid))
+            *_, planned = cursor.fetchone()
         connection.commit()
+        prepared.begin(record.info, are_kept=planned is not None)
 
 
 def _commits_each(driver: Any, *_: Any) -> None:

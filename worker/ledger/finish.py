@@ -99,6 +99,7 @@ _FINISH = text(f"""
 # What nearly every end is: a success that leaves no attempt, changes no message and rings for
 # nothing. The same as above, for a quarter of the columns.
 _SUCCEED = Prepared(
+    "succeed",
     text(f"""
     WITH input AS MATERIALIZED (
         SELECT * FROM unnest(CAST(:id AS text[]), CAST(:attempt AS int[]), CAST(:result AS bytea[]))
@@ -117,7 +118,7 @@ _SUCCEED = Prepared(
     WHERE jobs.id = locked.id AND jobs.state = {RUNNING}
       AND jobs.attempt = i.attempt AND jobs.lease = :lease
     RETURNING jobs.id
-""")  # noqa: S608 -- constants of the ledger
+"""),  # noqa: S608 -- constants of the ledger
 )
 
 # A commit whose reply was lost: final with my attempt and my lease is success (PROTOCOL 20).

@@ -66,13 +66,14 @@ _INSERT = text(f"""
 _PLAIN = ("id", "task", "queue", "list", "priority", "key", "fingerprint", "root_id", "envelope",
           "body")  # fmt: skip
 _INSERT_PLAIN = Prepared(
+    "enqueue",
     text(f"""
     INSERT INTO jobs (state, dispatch_seq, dispatched_at, rings, {", ".join(_PLAIN)})
     VALUES ('queued', nextval('dispatch_seq'), clock_timestamp(), 1,
             {", ".join(f":{name}" for name in _PLAIN)})
     ON CONFLICT DO NOTHING
     RETURNING id, list, dispatch_seq
-""")  # noqa: S608 -- constants of this module
+"""),  # noqa: S608 -- constants of this module
 )
 
 # A job replaced by a canvas waits for ever, until the canvas's last step brings its message. A

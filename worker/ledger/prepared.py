@@ -6,6 +6,7 @@ To parse and to plan the claim of one job, or the end of one, takes Postgres as 
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
 from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
@@ -15,13 +16,16 @@ from sqlalchemy import Connection, CursorResult, Dialect, TextClause
 from sqlalchemy.dialects.postgresql.psycopg2 import PGDialect_psycopg2
 from sqlalchemy.exc import DBAPIError
 
+logger = logging.getLogger(__name__)
+
 #: Seconds for which a connection keeps its plans. One that was made when a table was small reads
 #: all of it, and Postgres would keep it until the next ANALYZE.
 PLANNED: Final = 1.0
-#: SQLSTATEs of a statement that is not prepared, is so already, or was before a column's type
-#: changed. A pooler hands one connection's statements to several of its own.
-NOT_AS_PREPARED: Final = ("26000", "42P05", "0A000")
-_ONE_PLAN: Final = "SET plan_cache_mode = force_generic_plan"
+#: What makes Postgres plan anew what is prepared; it goes before the statement, in one message.
+AFRESH: Final = "DISCARD PLANS; "
+#: SQLSTATEs of a statement that is not prepared, is so already, or does not fit the tables any
+#: more; of these last Postgres knows several, all of one class.
+_NOT_AS_PREPARED: Final = ("26000", "42", "0A000")
 _KEY: Final = "celery-ledger's plans"
 
 
@@ -30,35 +34,57 @@ class _Plans:
     """What one connection has prepared.
 
     Attributes:
+        are_kept: whether what it prepares is there when it is asked for.
         names: of its statements.
         since: when it last dropped its plans, in seconds of the monotonic clock.
-        are_kept: whether what it prepares is there when it is asked for.
     """
 
+    are_kept: bool
     names: set[str] = field(default_factory=set)
     since: float = field(default_factory=lambda: time.monotonic())
-    are_kept: bool = True
+
+
+def begin(info: MutableMapping[str, Any], *, are_kept: bool) -> None:
+    """A connection is new.
+
+    Args:
+        info: SQLAlchemy's, which lives and dies with a connection.
+        are_kept: whether it leads to one server process for all its life, and to no pooler.
+    """
+    info[_KEY] = _Plans(are_kept)
+
+
+def gives_up(error: BaseException | None, info: MutableMapping[str, Any]) -> bool:
+    """Whether `error` says that the connection does not keep what it prepares, or may say so; then
+    nothing was done, and from now on the connection is sent each statement whole."""
+    state = getattr(error, "pgcode", None) or ""
+    if not state.startswith(_NOT_AS_PREPARED) or not info[_KEY].are_kept:
+        return False
+    logger.info(
+        "A connection to Postgres is sent whole statements from now on (SQLSTATE %s)", state
+    )
+    begin(info, are_kept=False)
+    return True
 
 
 class Prepared:
     """A statement that is prepared on each connection that sends it.
 
-    Its plan is one for all values. Left to itself Postgres may plan each call for its own after
-    all, or not, by the numbers of rows that the first five happened to be about.
-
     Args:
+        name: a word that operators read in `pg_stat_activity`.
         clause: the statement. It returns rows, and its parameters' types follow from it.
     """
 
-    def __init__(self, clause: TextClause) -> None:
+    def __init__(self, name: str, clause: TextClause) -> None:
         self.clause = clause
         numbered = clause.compile(dialect=_dialect(paramstyle="numeric_dollar"))
-        names = ", ".join(f"%({name})s" for name in numbered.positiontup or ())
-        self._plain = str(clause.compile(dialect=_dialect()))
+        parameters = ", ".join(f"%({name})s" for name in numbered.positiontup or ())
+        self._whole = str(clause.compile(dialect=_dialect()))
         # Named by what it says: another version's statement behind the same pooler is another one.
-        self._name = f"ledger_{hashlib.sha256(numbered.string.encode()).hexdigest()[:16]}"
-        self._prepare = f"{_ONE_PLAN}; PREPARE {self._name} AS {numbered.string}"
-        self._execute = f"EXECUTE {self._name}({names})"
+        version = hashlib.sha256(numbered.string.encode()).hexdigest()[:16]
+        self._name = f"ledger_{name}_{version}"
+        self._prepare = f"PREPARE {self._name} AS {numbered.string}".replace("%", "%%")
+        self._execute = f"EXECUTE {self._name}" + (f"({parameters})" if parameters else "")
 
     def execute(self, connection: Connection, parameters: Mapping[str, Any]) -> CursorResult[Any]:
         """The statement on `connection`; prepared where each statement commits by itself: in a
@@ -70,39 +96,32 @@ class Prepared:
             words = self.words(proxied.info, connection.exec_driver_sql)
             return connection.exec_driver_sql(words, dict(parameters))
         except DBAPIError as exc:
-            if not is_forgotten(exc.orig, proxied.info):
+            if not gives_up(exc.orig, proxied.info):
                 raise
         return connection.execute(self.clause, parameters)
 
-    def words(self, info: MutableMapping[str, Any], send: Callable[[str], object]) -> str:
+    def words(
+        self, info: MutableMapping[str, Any], send: Callable[[str, dict[str, Any]], object]
+    ) -> str:
         """What to send, in psycopg2's words, on the connection that `info` belongs to.
 
         Args:
-            info: SQLAlchemy's, which lives and dies with a connection.
+            info: the connection's, which has begun.
             send: sends what goes before it.
         """
-        plans: _Plans = info.setdefault(_KEY, _Plans())
+        plans: _Plans = info[_KEY]
         if not plans.are_kept:
-            return self._plain
+            return self._whole
         if self._name not in plans.names:
-            send(self._prepare)
+            send(self._prepare, {})
             plans.names.add(self._name)
         now = time.monotonic()
         if now - plans.since < PLANNED:
             return self._execute
         plans.since = now
-        return f"DISCARD PLANS; {self._execute}"
+        return AFRESH + self._execute
 
 
 def _dialect(**options: Any) -> Dialect:
     dialect: Dialect = PGDialect_psycopg2(**options)  # type: ignore[no-untyped-call] # SQLAlchemy's
     return dialect
-
-
-def is_forgotten(error: BaseException | None, info: MutableMapping[str, Any]) -> bool:
-    """Whether `error` says that the connection does not keep what it prepares; it did nothing, and
-    from now on the connection is sent each statement whole."""
-    if getattr(error, "pgcode", None) not in NOT_AS_PREPARED:
-        return False
-    info[_KEY] = _Plans(are_kept=False)
-    return True

@@ -96,11 +96,23 @@ class Claims:
                 self._forget(fence.id)
                 self._tell()
 
-    def move(self, fence: Fence, phase: Phase, pid: int | None = None) -> bool:
-        """Note how far the attempt has come; False when it is not here or has ended before."""
+    def move(
+        self, fence: Fence, phase: Phase, pid: int | None = None, *, unless: Phase = Phase.ENDED
+    ) -> bool:
+        """Note how far the attempt has come.
+
+        Args:
+            fence: whose.
+            phase: how far.
+            pid: the child process that runs it.
+            unless: a phase from which it is not moved, as from the last one.
+
+        Returns:
+            False when it is not here, has ended, or has come to `unless`.
+        """
         with self._changed:
             entry = self._entries.get(fence.id)
-            if entry is None or entry.fence != fence or entry.phase is Phase.ENDED:
+            if entry is None or entry.fence != fence or entry.phase in (Phase.ENDED, unless):
                 return False
             entry.phase, entry.since = phase, time.monotonic()
             entry.pid = pid if pid is not None else entry.pid
@@ -108,6 +120,12 @@ class Claims:
                 self._ended += 1
                 self._tell()
             return True
+
+    def may_run(self, fence: Fence) -> bool:
+        """Whether the attempt is here, and its end is not decided."""
+        with self._changed:
+            entry = self._entries.get(fence.id)
+            return entry is not None and entry.fence == fence and entry.phase is not Phase.ENDED
 
     def fence_of(self, job_id: str) -> Fence | None:
         """The fence under which this worker holds the job, if it does."""

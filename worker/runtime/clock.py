@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import mmap
+import os
 import struct
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from worker.jobs.job import Fence
 
@@ -17,13 +18,18 @@ class LeaseClock:
     Postgres counts from when it received it, which is later. CLOCK_BOOTTIME also counts while the
     machine sleeps. A process that was stopped past it finds so before it starts anything, and a
     job that was claimed under an earlier lease is not started under the next. Neither is what the
-    ledger was seen to have taken back; a forked child does not hear of that.
+    ledger was seen to have taken back, or what the inventory has given back; a forked child does
+    not hear of these.
+
+    Args:
+        may_run: whether the inventory has an attempt, and has not decided its end.
     """
 
     _DEADLINE = struct.Struct("d")
     _LEASE = struct.Struct("36s")
 
-    def __init__(self) -> None:
+    def __init__(self, may_run: Callable[[Fence], bool] = lambda _: True) -> None:
+        self._may_run, self._pid = may_run, os.getpid()
         # Anonymous memory that a fork shares.
         self._shared = mmap.mmap(-1, self._DEADLINE.size + self._LEASE.size)
         self._withdrawn: frozenset[Fence] = frozenset()
@@ -48,7 +54,9 @@ class LeaseClock:
         """Whether the attempt may be started now."""
         if not self.is_ahead() or self._lease() != fence.lease:
             return False
-        return fence not in self._withdrawn
+        if self._pid != os.getpid():
+            return True
+        return fence not in self._withdrawn and self._may_run(fence)
 
     def _lease(self) -> str:
         (lease,) = self._LEASE.unpack_from(self._shared, self._DEADLINE.size)

@@ -155,7 +155,8 @@ class Drain:
         before = time.monotonic() - UNSTARTED_SECONDS
         for entry in self._process.claims.entries():
             if entry.fence and entry.phase in phases and entry.since < before:
-                self._process.give_back(entry.fence, "the worker shut down")
+                # A thread may just take it up: then it runs.
+                self._process.give_back(entry.fence, "the worker shut down", unless=Phase.STARTED)
 
     def _anything_can_end(self) -> bool:
         """Whether waiting helps: a closing pool cancels what it was handed and has not started.

@@ -88,11 +88,12 @@ class DoorbellSource:
         granted = self._granted(ids, own, lambda: claim(self._ledger, lease, ids))
         try:
             granted += self._claim_foreign(lease, foreign)
-        except LedgerError as exc:
+        except Exception as exc:
             if not granted:
                 raise
             # What is granted already must be delivered: nobody else can run it.
-            logger.warning("%d foreign entries wait: %s", len(foreign), exc)
+            fault = None if isinstance(exc, LedgerError) else exc
+            logger.warning("%d foreign entries wait: %s", len(foreign), exc, exc_info=fault)
         return granted
 
     def _claim_foreign(self, lease: str, foreign: Sequence[tuple[NewJob, Popped]]) -> list[Claim]:

@@ -39,8 +39,8 @@ class Health:
     loop, the writer of results, the fetcher, the lease, or a thread of these that has died. A store
     that is away wedges nothing: each call to one has an end, and is tried again for ever. Nothing
     is a fault while the worker drains: that has an end too. The event loop calls Redis too, to hear
-    what it is told by remote control; whether that keeps it, a thread with a connection of its own
-    finds out.
+    what it is told by remote control, and is down while the broker connection is lost; whether that
+    is what keeps it, a thread with a connection of its own finds out.
 
     Args:
         process: whose health it is.
@@ -58,7 +58,8 @@ class Health:
         # Renewals stop at the first sign. A lease later others have the jobs.
         self.watchdog = Watchdog(self._faults, settings.lease_seconds, lambda: process.owns_process)
         self._turned = self._answered = self._asked = 0.0
-        self._rung = -math.inf
+        self._rung = -math.inf  # when Redis answered last,
+        self._rings_since = math.inf  # and since when it has answered each time
         self._beat: Any = None
         self._threads: list[threading.Thread] = []
         self.server: HealthServer | None = None
@@ -135,7 +136,8 @@ class Health:
         if not (process.lease.is_held and renewed) and not self.watchdog.faults:
             yield f"The lease is not renewed: {_LEDGER_AWAY}"
         if process.is_suspended:
-            yield "The broker connection is lost; Redis does not answer."
+            answers = "answers" if self._redis_answers() else "does not answer"
+            yield f"The broker connection is lost; Redis {answers}."
         elif process.fetcher.is_paused:
             yield "Nothing is fetched: the consumer was told so."
         if process.fetcher.trouble is not None and process.claims.free():
@@ -161,7 +163,13 @@ class Health:
     def _standstills(self) -> Iterator[str]:
         process = self._process
         limit = self.limit if self._redis_answers() else self.call_limit
-        if self._loop_stands_still(limit):
+        if process.is_suspended:
+            if self._redis_answers() and self.watchdog.now() - self._rings_since > self.call_limit:
+                yield (
+                    "The broker connection does not come back, though Redis has answered for over"
+                    f" {self.call_limit:g} s."
+                )
+        elif self._loop_stands_still(limit):
             yield f"The event loop has not turned for over {limit:g} s."
         if process.writer.is_stalled(self.limit):
             yield f"No result could be written for over {self.limit:g} s."
@@ -170,8 +178,7 @@ class Health:
 
     def _loop_stands_still(self, limit: float) -> bool:
         process = self._process
-        # While Celery reconnects, the loop is down, and that it is not wedged is Redis's business.
-        if process.is_suspended or self.watchdog.now() - self._turned <= limit:
+        if self.watchdog.now() - self._turned <= limit:
             return False
         # In the solo pool jobs run on the loop's thread.
         return not (
@@ -188,13 +195,18 @@ class Health:
         settings = self._process.settings
         while not self.watchdog.wait(ASK_EVERY):
             if not self._loop_stands_still(self.limit / 2):
+                self._rings_since = math.inf
                 continue
             doorbells = Doorbells(
                 settings.redis_url.get_secret_value(), settings.connect_timeout_seconds
             )
-            with suppress(LedgerError):
+            try:
                 doorbells.ping()
+            except LedgerError:
+                self._rings_since = math.inf
+            else:
                 self._rung = self.watchdog.now()
+                self._rings_since = min(self._rings_since, self._rung)
             doorbells.close()
 
     def _since_answer(self) -> float:

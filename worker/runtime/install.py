@@ -107,6 +107,8 @@ def durable(app: Celery, settings: Settings | None = None) -> Celery:
         broker_use_ssl=address.tls or False,
         broker_transport=SENTINEL_TRANSPORT if address.sentinels else TRANSPORT,
         broker_transport_options=_transport_options(app, address),
+        # Without end, whatever the app says: a worker that ends in an outage loses its results.
+        broker_connection_retry=True,
         broker_connection_retry_on_startup=True,
         result_backend="worker.runtime.results:LedgerBackend",
         worker_consumer="worker.runtime.consumer:LedgerConsumer",

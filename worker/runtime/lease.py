@@ -178,8 +178,12 @@ class Lease:
         self.on_stale(lost)
 
     def _forget_unstarted(self) -> None:
-        unstarted = [e.id for e in self.claims.entries() if e.phase is Phase.CLAIMED and e.fence]
-        self.claims.drop(unstarted)
+        """Forget what was rescued before it was started; not what the new lease claims already."""
+        self.claims.drop(
+            entry.id
+            for entry in self.claims.entries()
+            if entry.phase is Phase.CLAIMED and entry.fence and entry.fence.lease != self._id
+        )
 
     def _reconcile(self) -> None:
         """Hold the inventory against the ledger. The ledger is read first: what was claimed or

@@ -58,9 +58,9 @@ class Process:
         self.app, self.controller, self.pid = app, controller, os.getpid()
         self.settings = durability_of(app).settings
         self.pod = pod_of(self.settings)
-        self.clock = LeaseClock()
-        share(self.clock)
         self.claims = Claims(self._slots)
+        self.clock = LeaseClock(self.claims.may_run)
+        share(self.clock)
         self.granted: deque[Claim] = deque()
         self.queues: Callable[[], list[str]] = list
         self.receive: Callable[[Claim], None] | None = None
@@ -124,12 +124,13 @@ class Process:
         self._started = True
         self._start_threads()
 
-    def finish(self, end: Finish) -> None:
-        """Hand over an attempt's end, once: what comes after the first is dropped."""
+    def finish(self, end: Finish, *, unless: Phase = Phase.ENDED) -> None:
+        """Hand over an attempt's end, once: what comes after the first is dropped, and what comes
+        once the attempt has come to `unless`."""
         if threading.get_ident() == self._loop_thread:
             self.health.turned()  # before the job is over: in the solo pool it held up the loop
         if self.claims.fence_of(end.fence.id) == end.fence and not self.claims.move(
-            end.fence, Phase.ENDED
+            end.fence, Phase.ENDED, unless=unless
         ):
             return
         self.writer.put(end)
@@ -155,9 +156,9 @@ class Process:
             request.task.backend.mark_as_failure(fence.id, poison, request=request._context)
         self.finish(replace(execution.finish(), outcome="lost", error=str(poison)))
 
-    def give_back(self, fence: Fence, reason: str) -> None:
-        """Let somebody else run a job that was not started here."""
-        self.finish(Finish(fence, State.QUEUED, "released", error=reason))
+    def give_back(self, fence: Fence, reason: str, *, unless: Phase = Phase.ENDED) -> None:
+        """Let somebody else run a job that does not run here, nor will."""
+        self.finish(Finish(fence, State.QUEUED, "released", error=reason), unless=unless)
 
     def postpone(self, fence: Fence, reason: str, delay: float) -> None:
         """Let a job that could not be started here come back in `delay` seconds."""

@@ -84,7 +84,9 @@ class ClaimedRequest(Request):  # type: ignore[misc] # Celery's class is not typ
         if not self.clock.may_start(self.fence):
             self._give_back()
             raise TaskRevokedError(self.id)
-        self.claims.move(self.fence, Phase.HANDED)
+        if not self.claims.move(self.fence, Phase.HANDED):
+            task_ready(self)  # it was given back meanwhile
+            raise TaskRevokedError(self.id)
         time_limit, soft_time_limit = self.time_limits
         result = pool.apply_async(
             run_claimed,
