@@ -5,8 +5,10 @@ from typing import Any
 
 import pytest
 from celery import Celery, chain, chord
-from celery.app.task import Context
-from celery.app.task import get_actual_ignore_result  # type: ignore[attr-defined] # no stub has it
+from celery.app.task import (
+    Context,
+    get_actual_ignore_result,  # type: ignore[attr-defined] # no stub has it
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
