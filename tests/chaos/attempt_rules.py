@@ -108,8 +108,8 @@ _MISCOUNTED: Final = """
 
 # The worker learns of a cancel only when it finishes, but starts nothing when its lease may have
 # expired. A process that is stopped, or held by the GIL, between that look and the task's first
-# line goes on to start what it had looked at: a few of all that it held. Those are forgiven, if
-# they are not many more than those that it drops: one more, or `ABOUT` in a process of threads.
+# line goes on to start what it had looked at. That is one at most in a child, and is forgiven; of a
+# process of threads `ABOUT` are.
 _LATE_START: Final = """
     WITH late AS (
         SELECT r.job, c.lease, left_at, r.began, format(
@@ -120,19 +120,12 @@ _LATE_START: Final = """
         FROM runs r JOIN claims c USING (job, attempt, lease) LEFT JOIN leases l USING (lease)
         WHERE r.began > left_at + %(slack)s
             + CASE WHEN left_for = 'cancelled' THEN COALESCE(seconds, 0) ELSE 0 END
-    ), dropped AS (
-        SELECT lease, count(*) AS jobs FROM claims c
-        WHERE by_keeper AND lease IN (SELECT lease FROM late)
-          AND NOT EXISTS (SELECT FROM runs WHERE runs.job = c.job AND runs.attempt = c.attempt)
-        GROUP BY lease
     )
     SELECT job, detail FROM (
         SELECT late.*, count(*) FILTER (WHERE is_thawed) OVER (PARTITION BY late.lease) AS thawed,
             (SELECT count(DISTINCT file) FROM runs WHERE runs.lease = late.lease) AS processes
         FROM late) AS late
-    LEFT JOIN dropped USING (lease)
-    WHERE NOT is_thawed OR thawed > COALESCE(jobs, 0)
-        + CASE WHEN processes = 1 THEN %(about)s ELSE 1 END
+    WHERE NOT is_thawed OR thawed > CASE WHEN processes = 1 THEN %(about)s ELSE processes END
 """
 
 #: The violations by name, in the order in which they are told.

@@ -12,6 +12,10 @@ from typing import Any
 
 from tests.proxy import Proxy
 
+#: How the statements begin that change nothing: the keeper's look at its lists and the workers' at
+#: the suspects are among them.
+READS = ("SELECT ", "PREPARE ", "WITH RECURSIVE lists ", "WITH seen ")
+
 
 class Wire(Proxy):
     """A proxy with a distance: healed, it still takes `distance` seconds each way."""
@@ -27,7 +31,7 @@ class Wire(Proxy):
 
     def spares(self, statement: str) -> bool:
         """What was only read, or set up, has lost nothing with its reply."""
-        return statement.startswith("SELECT ")
+        return statement.startswith(READS)
 
     def what_dropped(self) -> str | None:
         """The statement whose COMMIT lost its reply, as `drop_reply_after_next_commit` asked."""
