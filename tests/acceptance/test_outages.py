@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -83,6 +84,29 @@ def test_redis_killed_and_started_empty_loses_nothing(
     own_redis.start()
     assert exposed.all_ended(ids) == {State.SUCCEEDED: 101}
     assert worker.exit_code is None
+
+
+@pytest.mark.parametrize("store", ["postgres", "redis"])
+def test_each_pool_consumes_again_within_ten_seconds_of_a_stores_return(
+    exposed: Service, own_postgres: PostgresServer, own_redis: RedisServer, store: str
+) -> None:
+    # Given a worker of each pool with the default settings. That bound is the requirement
+    pools = ["threads", "prefork", "solo"]
+    usual = {"WORKER_LEASE_SECONDS": "15", "WORKER_RING_GRACE_SECONDS": "5"}
+    workers = [exposed.worker(pool, 1, "--queues", pool, **usual) for pool in pools]
+    server: PostgresServer | RedisServer = own_postgres if store == "postgres" else own_redis
+
+    # When a store is away for a while
+    server.stop()
+    _wait_out(workers[0].pid, 12)
+    server.start()
+    back = time.monotonic()
+
+    # Then each of them, the same process, has run a job in time
+    ids = [exposed.enqueue("test.note", exposed.log, queue=pool) for pool in pools]
+    for job_id in ids:
+        exposed.ended(job_id, back + 10 - time.monotonic())
+    assert [worker.exit_code for worker in workers] == [None] * 3
 
 
 def _wait_out(pid: int, seconds: float) -> None:

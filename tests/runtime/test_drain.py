@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections import deque
+from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,10 +15,12 @@ import pytest
 from tests.ledger import given
 from tests.processes import Processes
 from tests.runtime.test_lease import Holder
-from worker.jobs.job import Fence
+from worker.jobs.job import Claim, Fence, Finish, Message
 from worker.ledger.database import Ledger
 from worker.runtime.claims import Claims, Phase
+from worker.runtime.clock import LeaseClock, now
 from worker.runtime.drain import GONE, UNSTARTED_SECONDS, Drain
+from worker.runtime.process import Process
 from worker.settings import Settings
 
 
@@ -34,6 +39,57 @@ def test_a_job_whose_child_lives_may_end_though_its_start_was_never_read() -> No
         assert drain._anything_can_end()
         child.kill()
         given.until(lambda: not drain._anything_can_end())
+
+
+@pytest.mark.parametrize("is_started", [False, True])
+def test_what_the_pool_has_left_lying_is_given_back_unless_a_thread_takes_it_up(
+    is_started: bool,
+) -> None:
+    # Given a job that was handed to a pool of threads a while ago
+    claims, fence = Claims(lambda: 1), Fence("a", 1, "l")
+    ends: list[Finish] = []
+    claims.grant(fence)
+    claims.move(fence, Phase.HANDED)
+    claims.entries()[0].since -= UNSTARTED_SECONDS + 1
+    clock = LeaseClock(claims.may_run)
+    clock.extend("l", now() + 60)
+    process: Any = SimpleNamespace(
+        claims=claims,
+        controller=SimpleNamespace(pool=None),
+        writer=SimpleNamespace(put=ends.append),
+        _loop_thread=0,
+    )
+    process.finish = partial(Process.finish, process)
+    process.give_back = partial(Process.give_back, process)
+    drain = Drain(process)
+
+    # When the drain looks, and a thread takes it up just between its look and its word
+    if is_started:
+        looked = [replace(entry) for entry in claims.entries()]
+        claims.move(fence, Phase.STARTED)
+        claims.entries = lambda: looked  # type: ignore[method-assign] # as the drain saw them
+    drain._give_back_unstarted()
+
+    # Then it is one or the other: given back, and never started here, or left to its thread
+    assert [end.outcome for end in ends] == ([] if is_started else ["released"])
+    assert clock.may_start(fence) is is_started
+
+
+def test_what_is_claimed_while_the_worker_drains_is_given_back_at_once() -> None:
+    # Given claims that reach the event loop when the drain has begun
+    fences = [Fence(name, 1, "l") for name in "abc"]
+    given_back: list[Fence] = []
+    process: Any = SimpleNamespace(
+        granted=deque(Claim(fence, "t", "q", Message("{}", b"")) for fence in fences),
+        health=SimpleNamespace(turned=lambda: None),
+        drain=SimpleNamespace(is_draining=True),
+        receive=lambda claim: pytest.fail("it was started"),
+        give_back=lambda fence, reason: given_back.append(fence),
+    )
+    # Then none is started
+    Process.hand_over(process)
+    assert given_back == fences
+    assert not process.granted
 
 
 _QUIT = """
