@@ -257,6 +257,23 @@ def test_what_was_popped_and_never_adopted_is_restored(
     assert [item.entry for item in bells.pop(["q\x06\x163"], 9)] == [entry]
 
 
+def test_an_entry_whose_list_is_refused_is_kept_and_keeps_no_other(
+    bells: Doorbells, client: redis.Redis
+) -> None:
+    # Given two entries that were popped, and something that is no list where one of them was
+    client.lpush("q", b"one")
+    client.lpush("r", b"two")
+    assert len(bells.pop(["q", "r"], 2)) == 2
+    client.set("q", "no list")
+
+    # Then the other is put back, and it is once its place is a list again
+    assert bells.restore(0) == 1
+    assert [item.entry for item in bells.pop(["r"], 9)] == [b"two"]
+    client.delete("q")
+    assert bells.restore(0) == 2
+    assert [item.entry for item in bells.pop(["q"], 9)] == [b"one"]
+
+
 @pytest.mark.parametrize("entry", [b"\n", b"\n\nq\n", b"", b"q\nx"])
 def test_newlines_of_an_entry_are_its_own(
     bells: Doorbells, client: redis.Redis, entry: bytes

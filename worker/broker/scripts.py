@@ -82,19 +82,25 @@ return 1
 """
 
 #: KEYS: the unacked hash and its index. ARGV: age in seconds, how many. By Redis's own clock:
-#: a worker's clock an hour ahead would put back everybody's entries.
+#: a worker's clock an hour ahead would put back everybody's entries. An entry whose list Redis
+#: refuses stays noted, and keeps no other from being put back.
 RESTORE: Final = """
 local now = redis.call('TIME')
 local limit = now[1] + now[2] / 1000000 - tonumber(ARGV[1])
 local tags = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', limit, 'LIMIT', 0, tonumber(ARGV[2]))
+local restored = 0
 for _, tag in ipairs(tags) do
     local noted = redis.call('HGET', KEYS[1], tag)
-    redis.call('HDEL', KEYS[1], tag)
-    redis.call('ZREM', KEYS[2], tag)
+    local pushed
     if noted then
         local at = string.find(noted, '\\n', 1, true)
-        redis.call('RPUSH', string.sub(noted, 1, at - 1), string.sub(noted, at + 1))
+        pushed = redis.pcall('RPUSH', string.sub(noted, 1, at - 1), string.sub(noted, at + 1))
+    end
+    if type(pushed) ~= 'table' then
+        redis.call('HDEL', KEYS[1], tag)
+        redis.call('ZREM', KEYS[2], tag)
+        restored = restored + 1
     end
 end
-return #tags
+return restored
 """
