@@ -5,10 +5,7 @@ from typing import Any
 
 import pytest
 from celery import Celery, chain, chord
-from celery.app.task import (
-    Context,
-    get_actual_ignore_result,  # type: ignore[attr-defined] # no stub has it
-)
+from celery.app import task as celery_task
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -42,7 +39,10 @@ def test_what_the_message_leaves_out_is_what_a_task_sees_when_nothing_is_said() 
     theirs = app.amqp.as_task_v2("id-1", "tests.add", (1, 2), {"z": 3})
     envelope = json.loads(new_job("tests.add", [1, 2], {"z": 3}, job_id="id-1").message.envelope)
     origin = {"origin": "producer@host"}
-    whole, ours = Context(theirs.headers | origin), Context(envelope["headers"] | origin)
+    whole, ours = (
+        celery_task.Context(theirs.headers | origin),
+        celery_task.Context(envelope["headers"] | origin),
+    )
 
     left_out = set(theirs.headers) - set(envelope["headers"])
     # The limits say the same in two ways, and `ignore_result` is the task's own when not said.
@@ -51,7 +51,8 @@ def test_what_the_message_leaves_out_is_what_a_task_sees_when_nothing_is_said() 
     for name in ("time_limit", "soft_time_limit"):
         assert getattr(ours, name) is getattr(whole, name) is None
     assert ours.as_execution_options() == whole.as_execution_options()
-    assert get_actual_ignore_result(app.Task(), ours) is app.Task().ignore_result
+    actual = celery_task.get_actual_ignore_result  # type: ignore[attr-defined] # no stub has it
+    assert actual(app.Task(), ours) is app.Task().ignore_result
 
 
 @given(st.lists(JSON, max_size=3), st.dictionaries(st.text(), JSON, max_size=3))

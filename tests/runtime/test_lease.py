@@ -195,6 +195,20 @@ def test_what_is_given_back_is_not_started_by_this_process(holder: Holder) -> No
     assert not clock.may_start(fence)
 
 
+def test_the_deadline_is_looked_at_after_the_inventory(holder: Holder) -> None:
+    # Given a process that is stopped at the inventory's lock, until its lease is over
+    fence = holder.claim_one()
+
+    def wait_out_the_lease(asked: Fence) -> bool:
+        clock.extend(asked.lease, now() - 0.001)
+        return True
+
+    clock = LeaseClock(wait_out_the_lease)
+    clock.extend(fence.lease, now() + 60)
+    # Then it does not start what it had asked for
+    assert not clock.may_start(fence)
+
+
 def test_what_was_started_meanwhile_is_not_given_back_as_unstarted(holder: Holder) -> None:
     fence = holder.claim_one()
     holder.claims.move(fence, Phase.HANDED)

@@ -52,11 +52,10 @@ class LeaseClock:
 
     def may_start(self, fence: Fence) -> bool:
         """Whether the attempt may be started now."""
-        if not self.is_ahead() or self._lease() != fence.lease:
+        if self._pid == os.getpid() and (fence in self._withdrawn or not self._may_run(fence)):
             return False
-        if self._pid != os.getpid():
-            return True
-        return fence not in self._withdrawn and self._may_run(fence)
+        # Last: the inventory has a lock, at which this process may have been stopped.
+        return self._lease() == fence.lease and self.is_ahead()
 
     def _lease(self) -> str:
         (lease,) = self._LEASE.unpack_from(self._shared, self._DEADLINE.size)
