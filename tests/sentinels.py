@@ -69,7 +69,7 @@ class Group:
         second.options["replicaof"] = f"127.0.0.1 {first.port}"
         self._start(second, stack)
         del second.options["replicaof"]
-        self._until(lambda: self._role(second)["master_link_status"] == "up")
+        self._until(lambda: self._role(second).get("master_link_status") == "up")
         self.sentinel = SentinelServer(data / "sentinel", first)
         self._start(self.sentinel, stack)
         self._sentinel = stack.enter_context(
@@ -130,8 +130,12 @@ class Group:
         return any(replica["flags"] == "slave" for replica in replicas)
 
     def _role(self, server: RedisServer) -> dict[str, Any]:
-        with redis.Redis.from_url(server.url) as client:
-            role: Any = client.info("replication")
+        try:
+            with redis.Redis.from_url(server.url) as client:
+                role: Any = client.info("replication")
+        except redis.exceptions.ConnectionError:
+            # A Sentinel that gives a server another role drops all its clients with that.
+            return {"role": "changing"}
         return dict(role)
 
     def _start(self, server: RedisServer, stack: ExitStack) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, TypeVar
 
@@ -32,9 +32,6 @@ _TRIES = 5
 ANSWERS = 2
 #: Seconds after which Postgres ends a transaction of ours that does nothing; none should.
 IDLE_TRANSACTION_SECONDS = 5
-#: Bytes of data in one statement, about. Postgres takes no message above 1 GB, where bytes stand as
-#: hexadecimal digits, and drops the connection of who sends a larger one.
-STATEMENT_BYTES = 16 << 20
 
 # An operator's own shorter limit stays. A pooler gives a number of its own for that of the server's
 # process: behind one, what is prepared may be asked for elsewhere, and a setting is others' too.
@@ -285,23 +282,3 @@ def _is_lost(engine: Engine, error: psycopg2.Error, connection: Any) -> bool:
 
 def _milliseconds(seconds: float) -> int:
     return max(1, round(seconds * 1000)) if seconds else 0
-
-
-def columns(rows: Sequence[Sequence[Any]], width: int) -> list[list[Any]]:
-    """Rows turned into one list a column, as `unnest` takes them."""
-    return [list(column) for column in zip(*rows, strict=True)] if rows else [[]] * width
-
-
-def batches(items: Iterable[T], most: int, size_of: Callable[[T], int]) -> Iterator[list[T]]:
-    """`items` in their order, in parts of at most `most` items and about `STATEMENT_BYTES`."""
-    part: list[T] = []
-    size = 0
-    for item in items:
-        weight = size_of(item)
-        if part and (len(part) == most or size + weight > STATEMENT_BYTES):
-            yield part
-            part, size = [], 0
-        part.append(item)
-        size += weight
-    if part:
-        yield part

@@ -11,7 +11,8 @@ from sqlalchemy import Connection
 from worker.errors import Conflict
 from worker.jobs.ids import checked_id
 from worker.jobs.job import Enqueued, NewJob
-from worker.ledger.database import Ledger, batches
+from worker.ledger.batches import batches
+from worker.ledger.database import Ledger
 from worker.ledger.insert import arrays_of, insert, insert_at_once, size_of
 
 #: Rows in one INSERT: large enough to amortise the round trip, small enough to bound memory.

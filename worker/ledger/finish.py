@@ -13,7 +13,8 @@ from worker.errors import Conflict
 from worker.jobs.job import Finish, Ring
 from worker.jobs.states import State
 from worker.ledger.arrays import literal
-from worker.ledger.database import Ledger, columns
+from worker.ledger.batches import columns
+from worker.ledger.database import Ledger
 from worker.ledger.guards import RUNNING
 from worker.ledger.insert import insert, insert_ended
 from worker.ledger.prepared import Prepared

@@ -17,7 +17,8 @@ from typing import Final
 from worker.errors import Conflict, Unavailable
 from worker.jobs.ids import checked_id
 from worker.jobs.job import Enqueued, NewJob, Ring
-from worker.ledger.database import Ledger, batches
+from worker.ledger.batches import batches
+from worker.ledger.database import Ledger
 from worker.ledger.enqueue import BATCH, enqueue
 from worker.ledger.faults import NotDone, Silent
 from worker.ledger.insert import size_of

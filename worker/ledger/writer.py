@@ -11,7 +11,8 @@ from dataclasses import replace
 from worker.errors import Unavailable
 from worker.jobs.job import Finish, Ring
 from worker.jobs.states import State
-from worker.ledger.database import Ledger, batches
+from worker.ledger.batches import batches
+from worker.ledger.database import Ledger
 from worker.ledger.effort import Effort
 from worker.ledger.faults import NotDone, Refused
 from worker.ledger.finish import finish
