@@ -108,8 +108,8 @@ _MISCOUNTED: Final = """
 
 # The worker learns of a cancel only when it finishes, but starts nothing when its lease may have
 # expired. A process that is stopped, or held by the GIL, between that look and the task's first
-# line goes on to start what it had looked at. That is one at most in a child, and is forgiven; of a
-# process of threads `ABOUT` are.
+# line goes on to start what it had looked at. One for each child that ran anything under the lease
+# is forgiven; where one process did, it is taken to be one of threads, and `ABOUT` are.
 _LATE_START: Final = """
     WITH late AS (
         SELECT r.job, c.lease, left_at, r.began, format(

@@ -41,21 +41,31 @@ def test_a_job_whose_child_lives_may_end_though_its_start_was_never_read() -> No
         given.until(lambda: not drain._anything_can_end())
 
 
-@pytest.mark.parametrize("is_started", [False, True])
-def test_what_the_pool_has_left_lying_is_given_back_unless_a_thread_takes_it_up(
-    is_started: bool,
+@pytest.mark.parametrize(
+    ("children", "seen", "meanwhile"),
+    [
+        ([], Phase.HANDED, None),
+        ([], Phase.HANDED, Phase.STARTED),
+        ([1], Phase.CLAIMED, None),
+        ([1], Phase.CLAIMED, Phase.HANDED),
+    ],
+    ids=["cancelled", "taken up by a thread", "never handed over", "handed to a child"],
+)
+def test_what_lies_about_is_given_back_unless_it_goes_on_just_then(
+    children: list[int], seen: Phase, meanwhile: Phase | None
 ) -> None:
-    # Given a job that was handed to a pool of threads a while ago
+    # Given a job that has gone no further for a while
     claims, fence = Claims(lambda: 1), Fence("a", 1, "l")
     ends: list[Finish] = []
     claims.grant(fence)
-    claims.move(fence, Phase.HANDED)
+    claims.move(fence, seen)
     claims.entries()[0].since -= UNSTARTED_SECONDS + 1
     clock = LeaseClock(claims.may_run)
     clock.extend("l", now() + 60)
+    pool = SimpleNamespace(_pool=SimpleNamespace(_pool=[SimpleNamespace(pid=p) for p in children]))
     process: Any = SimpleNamespace(
         claims=claims,
-        controller=SimpleNamespace(pool=None),
+        controller=SimpleNamespace(pool=pool),
         writer=SimpleNamespace(put=ends.append),
         _loop_thread=0,
     )
@@ -63,16 +73,16 @@ def test_what_the_pool_has_left_lying_is_given_back_unless_a_thread_takes_it_up(
     process.give_back = partial(Process.give_back, process)
     drain = Drain(process)
 
-    # When the drain looks, and a thread takes it up just between its look and its word
-    if is_started:
+    # When the drain looks, and it goes on between the drain's look and its word
+    if meanwhile is not None:
         looked = [replace(entry) for entry in claims.entries()]
-        claims.move(fence, Phase.STARTED)
+        claims.move(fence, meanwhile)
         claims.entries = lambda: looked  # type: ignore[method-assign] # as the drain saw them
     drain._give_back_unstarted()
 
-    # Then it is one or the other: given back, and never started here, or left to its thread
-    assert [end.outcome for end in ends] == ([] if is_started else ["released"])
-    assert clock.may_start(fence) is is_started
+    # Then it is one or the other: given back, and never started here, or left to whoever runs it
+    assert [end.outcome for end in ends] == (["released"] if meanwhile is None else [])
+    assert clock.may_start(fence) is (meanwhile is not None)
 
 
 def test_what_is_claimed_while_the_worker_drains_is_given_back_at_once() -> None:

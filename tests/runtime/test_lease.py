@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import pytest
 
@@ -17,6 +18,7 @@ from worker.ledger.database import Ledger
 from worker.ledger.enqueue import enqueue
 from worker.ledger.lease import held
 from worker.ledger.read import read
+from worker.runtime import clock as clock_module
 from worker.runtime import lease as lease_module
 from worker.runtime.claims import Claims, Phase
 from worker.runtime.clock import LeaseClock, now, share
@@ -191,7 +193,7 @@ def test_what_is_given_back_is_not_started_by_this_process(holder: Holder) -> No
     fence = holder.claim_one()
     clock.extend(fence.lease, now() + 60)
     assert clock.may_start(fence)
-    assert holder.claims.move(fence, Phase.ENDED, unless=Phase.STARTED)
+    assert holder.claims.move(fence, Phase.ENDED, among={Phase.CLAIMED})
     assert not clock.may_start(fence)
 
 
@@ -209,11 +211,32 @@ def test_the_deadline_is_looked_at_after_the_inventory(holder: Holder) -> None:
     assert not clock.may_start(fence)
 
 
+def test_the_deadline_of_a_later_lease_lets_nothing_of_an_earlier_one_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock, time = LeaseClock(), SimpleNamespace(now=0.0)
+    monkeypatch.setattr(clock_module, "now", lambda: time.now)
+    clock.extend("lease-1", 10.0)
+    read = clock._lease
+
+    # Given a process that is stopped while it looks, past its lease, and then gets another
+    def read_and_be_stopped() -> str:
+        lease = read()
+        monkeypatch.setattr(clock, "_lease", read)
+        time.now = 100.0
+        clock.extend("lease-2", 200.0)
+        return lease
+
+    monkeypatch.setattr(clock, "_lease", read_and_be_stopped)
+    assert not clock.may_start(Fence("job", 1, "lease-1"))
+    assert clock.may_start(Fence("job", 2, "lease-2"))
+
+
 def test_what_was_started_meanwhile_is_not_given_back_as_unstarted(holder: Holder) -> None:
     fence = holder.claim_one()
     holder.claims.move(fence, Phase.HANDED)
     holder.claims.move(fence, Phase.STARTED)
-    assert not holder.claims.move(fence, Phase.ENDED, unless=Phase.STARTED)
+    assert not holder.claims.move(fence, Phase.ENDED, among={Phase.CLAIMED, Phase.HANDED})
     assert holder.claims.move(fence, Phase.ENDED)
 
 

@@ -91,9 +91,9 @@ local tags = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', limit, 'LIMIT', 0, ton
 local restored = 0
 for _, tag in ipairs(tags) do
     local noted = redis.call('HGET', KEYS[1], tag)
+    local at = noted and string.find(noted, '\\n', 1, true)
     local pushed
-    if noted then
-        local at = string.find(noted, '\\n', 1, true)
+    if at then
         pushed = redis.pcall('RPUSH', string.sub(noted, 1, at - 1), string.sub(noted, at + 1))
     end
     if type(pushed) ~= 'table' then

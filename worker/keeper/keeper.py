@@ -14,7 +14,6 @@ from typing import Protocol
 
 from worker.broker.doorbells import Doorbells
 from worker.errors import (
-    BrokerRefused,
     BrokerUnavailable,
     LeaseLost,
     LedgerError,
@@ -58,7 +57,7 @@ class Post:
             self.doorbells.ring(rings)
         except BrokerUnavailable as exc:
             logger.warning("%d doorbells are late: %s", len(rings), exc)
-            return isinstance(exc, BrokerRefused)
+            return False
         return True
 
     def patient(self, effort: Effort) -> AbstractContextManager[None]:

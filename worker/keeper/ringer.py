@@ -44,7 +44,7 @@ class Ringer:
             if rings:
                 logger.info("Ringing again for %d jobs of list %r.", len(rings), name)
                 if not post.ring(rings):
-                    return False  # Redis can be read and not written: it is full, say
+                    continue  # Redis can be read and not written: it is full, or forbids this list
             more = more or len(rings) == BATCH
         return more
 

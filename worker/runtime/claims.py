@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from enum import Enum
 
@@ -97,7 +97,12 @@ class Claims:
                 self._tell()
 
     def move(
-        self, fence: Fence, phase: Phase, pid: int | None = None, *, unless: Phase = Phase.ENDED
+        self,
+        fence: Fence,
+        phase: Phase,
+        pid: int | None = None,
+        *,
+        among: Collection[Phase] = frozenset(Phase),
     ) -> bool:
         """Note how far the attempt has come.
 
@@ -105,14 +110,16 @@ class Claims:
             fence: whose.
             phase: how far.
             pid: the child process that runs it.
-            unless: a phase from which it is not moved, as from the last one.
+            among: the phases from which it may be moved; never from the last.
 
         Returns:
-            False when it is not here, has ended, or has come to `unless`.
+            False when it is not here, has ended, or is in another phase than those.
         """
         with self._changed:
             entry = self._entries.get(fence.id)
-            if entry is None or entry.fence != fence or entry.phase in (Phase.ENDED, unless):
+            if entry is None or entry.fence != fence:
+                return False
+            if entry.phase is Phase.ENDED or entry.phase not in among:
                 return False
             entry.phase, entry.since = phase, time.monotonic()
             entry.pid = pid if pid is not None else entry.pid

@@ -54,8 +54,10 @@ class LeaseClock:
         """Whether the attempt may be started now."""
         if self._pid == os.getpid() and (fence in self._withdrawn or not self._may_run(fence)):
             return False
-        # Last: the inventory has a lock, at which this process may have been stopped.
-        return self._lease() == fence.lease and self.is_ahead()
+        # Now, because the inventory has a lock, at which this process may have been stopped; the
+        # deadline first, so that it is no later lease's, and the time last.
+        (until,) = self._DEADLINE.unpack_from(self._shared)
+        return self._lease() == fence.lease and now() < float(until)
 
     def _lease(self) -> str:
         (lease,) = self._LEASE.unpack_from(self._shared, self._DEADLINE.size)

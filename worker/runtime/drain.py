@@ -155,8 +155,8 @@ class Drain:
         before = time.monotonic() - UNSTARTED_SECONDS
         for entry in self._process.claims.entries():
             if entry.fence and entry.phase in phases and entry.since < before:
-                # A thread may just take it up: then it runs.
-                self._process.give_back(entry.fence, "the worker shut down", unless=Phase.STARTED)
+                # It may just be handed over, or taken up by a thread: then it runs.
+                self._process.give_back(entry.fence, "the worker shut down", among=phases)
 
     def _anything_can_end(self) -> bool:
         """Whether waiting helps: a closing pool cancels what it was handed and has not started.

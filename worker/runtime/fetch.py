@@ -10,7 +10,7 @@ from typing import Protocol
 
 from worker.broker.doorbells import Doorbells, Popped, ring_of
 from worker.broker.messages import foreign_job
-from worker.errors import BrokerUnavailable, LedgerError, LedgerUnavailable
+from worker.errors import LedgerError, LedgerUnavailable
 from worker.jobs.job import Claim, NewJob
 from worker.jobs.queues import lists_of
 from worker.ledger.claim import adopt, claim
@@ -160,7 +160,7 @@ class DoorbellSource:
     def _acknowledge(self, tags: Sequence[str]) -> None:
         try:
             self._doorbells.acknowledge(tags)
-        except BrokerUnavailable as exc:
+        except LedgerError as exc:
             # They come back, and find that their rows are there.
             logger.warning("%d entries could not be acknowledged: %s", len(tags), exc)
 

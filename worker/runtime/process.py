@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -124,13 +124,13 @@ class Process:
         self._started = True
         self._start_threads()
 
-    def finish(self, end: Finish, *, unless: Phase = Phase.ENDED) -> None:
-        """Hand over an attempt's end, once: what comes after the first is dropped, and what comes
-        once the attempt has come to `unless`."""
+    def finish(self, end: Finish, *, among: Collection[Phase] = frozenset(Phase)) -> None:
+        """Hand over an attempt's end, once: what comes after the first is dropped, and what finds
+        the attempt in another phase than `among`."""
         if threading.get_ident() == self._loop_thread:
             self.health.turned()  # before the job is over: in the solo pool it held up the loop
         if self.claims.fence_of(end.fence.id) == end.fence and not self.claims.move(
-            end.fence, Phase.ENDED, unless=unless
+            end.fence, Phase.ENDED, among=among
         ):
             return
         self.writer.put(end)
@@ -156,9 +156,11 @@ class Process:
             request.task.backend.mark_as_failure(fence.id, poison, request=request._context)
         self.finish(replace(execution.finish(), outcome="lost", error=str(poison)))
 
-    def give_back(self, fence: Fence, reason: str, *, unless: Phase = Phase.ENDED) -> None:
+    def give_back(
+        self, fence: Fence, reason: str, *, among: Collection[Phase] = frozenset(Phase)
+    ) -> None:
         """Let somebody else run a job that does not run here, nor will."""
-        self.finish(Finish(fence, State.QUEUED, "released", error=reason), unless=unless)
+        self.finish(Finish(fence, State.QUEUED, "released", error=reason), among=among)
 
     def postpone(self, fence: Fence, reason: str, delay: float) -> None:
         """Let a job that could not be started here come back in `delay` seconds."""
@@ -196,7 +198,10 @@ class Process:
         """Give what was claimed to Celery; on the event loop's thread."""
         self.health.turned()
         while self.granted:
-            claim = self.granted.popleft()
+            try:
+                claim = self.granted.popleft()
+            except IndexError:  # it was given back at the same time
+                return
             if self.drain.is_draining:
                 self.give_back(claim.fence, "the worker shut down")
             elif self.receive is not None:
