@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from enum import Enum
+from typing import Final
 
 from worker.jobs.job import Fence
 
@@ -21,6 +22,10 @@ class Phase(Enum):
     HANDED = "handed"  # given to the pool
     STARTED = "started"  # a thread or child runs it
     ENDED = "ended"  # over; its end is not committed yet
+
+
+#: Whatever phase it is in.
+ANY: Final = frozenset(Phase)
 
 
 @dataclass(slots=True)
@@ -102,7 +107,7 @@ class Claims:
         phase: Phase,
         pid: int | None = None,
         *,
-        among: Collection[Phase] = frozenset(Phase),
+        among: Collection[Phase] = ANY,
     ) -> bool:
         """Note how far the attempt has come.
 

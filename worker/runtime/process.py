@@ -23,7 +23,7 @@ from worker.ledger.database import Ledger
 from worker.ledger.migrate import check_schema
 from worker.ledger.start import Start
 from worker.ledger.writer import Writer
-from worker.runtime.claims import Claims, Entry, Phase
+from worker.runtime.claims import ANY, Claims, Entry, Phase
 from worker.runtime.clock import LeaseClock, share
 from worker.runtime.drain import Drain
 from worker.runtime.execution import running
@@ -124,7 +124,7 @@ class Process:
         self._started = True
         self._start_threads()
 
-    def finish(self, end: Finish, *, among: Collection[Phase] = frozenset(Phase)) -> None:
+    def finish(self, end: Finish, *, among: Collection[Phase] = ANY) -> None:
         """Hand over an attempt's end, once: what comes after the first is dropped, and what finds
         the attempt in another phase than `among`."""
         if threading.get_ident() == self._loop_thread:
@@ -156,9 +156,7 @@ class Process:
             request.task.backend.mark_as_failure(fence.id, poison, request=request._context)
         self.finish(replace(execution.finish(), outcome="lost", error=str(poison)))
 
-    def give_back(
-        self, fence: Fence, reason: str, *, among: Collection[Phase] = frozenset(Phase)
-    ) -> None:
+    def give_back(self, fence: Fence, reason: str, *, among: Collection[Phase] = ANY) -> None:
         """Let somebody else run a job that does not run here, nor will."""
         self.finish(Finish(fence, State.QUEUED, "released", error=reason), among=among)
 
