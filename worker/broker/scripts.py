@@ -83,7 +83,8 @@ return 1
 
 #: KEYS: the unacked hash and its index. ARGV: age in seconds, how many. By Redis's own clock:
 #: a worker's clock an hour ahead would put back everybody's entries. An entry whose list Redis
-#: refuses stays noted, and keeps no other from being put back.
+#: refuses stays noted, and keeps no other from being put back; a note that names no list, which
+#: nothing of ours writes, is dropped.
 RESTORE: Final = """
 local now = redis.call('TIME')
 local limit = now[1] + now[2] / 1000000 - tonumber(ARGV[1])

@@ -13,12 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from worker.broker.doorbells import Doorbells
-from worker.errors import (
-    BrokerUnavailable,
-    LeaseLost,
-    LedgerError,
-    LedgerUnavailable,
-)
+from worker.errors import BrokerUnavailable, LeaseLost, LedgerError, LedgerUnavailable
 from worker.jobs.job import Ring
 from worker.keeper.health import LEADING, ROUND_SECONDS, Health
 from worker.ledger.database import ANSWERS, Ledger

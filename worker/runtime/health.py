@@ -136,6 +136,7 @@ class Health:
         if not (process.lease.is_held and renewed) and not self.watchdog.faults:
             yield f"The lease is not renewed: {_LEDGER_AWAY}"
         if process.is_suspended:
+            # For a while after the loss nobody has asked it, and it counts as silent.
             answers = "answers" if self._redis_answers() else "does not answer"
             yield f"The broker connection is lost; Redis {answers}."
         elif process.fetcher.is_paused:
