@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -94,6 +94,25 @@ class Client:
         for job in jobs:
             check(catalogue, job)
         return enqueue(self.ledger, self.doorbells, jobs, atomic=atomic)
+
+    def enqueue_stream(self, jobs: Iterable[NewJob]) -> Iterator[Enqueued | Conflict]:
+        """Enqueue jobs as they come, any number of them in little memory; yields their answers.
+
+        Jobs are made durable a thousand at a time, while the next are taken from `jobs`. An answer
+        is yielded once its job is durable, in the order of `jobs`. Who stops in the middle may
+        leave up to three thousand jobs taken and not answered, enqueued or not.
+
+        Example:
+            jobs = (new_job("mail.send", [address]) for address in addresses)
+            for answer in client.enqueue_stream(jobs):
+                ...
+
+        Raises:
+            InvalidRequest: a job does not fit the catalogue; all before it are enqueued and were
+                answered. The same goes for whatever `jobs` raises.
+            Unavailable: Postgres is away; what was not answered may be sent again.
+        """
+        return self._door.enqueue_stream(jobs)
 
     def catalogue(self) -> Catalogue:
         """What workers have published."""

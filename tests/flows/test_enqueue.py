@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 
@@ -11,10 +12,16 @@ from tests.ledger import given
 from tests.proxy import proxied
 from worker.broker.doorbells import Doorbells
 from worker.client import Client
-from worker.errors import ArgumentsMismatch, Conflict, UnknownQueue, UnknownTask
+from worker.errors import (
+    ArgumentsMismatch,
+    Conflict,
+    InvalidRequest,
+    UnknownQueue,
+    UnknownTask,
+)
 from worker.flows import enqueue as flow
 from worker.flows import ring as ring_module
-from worker.jobs.job import Enqueued, Ring
+from worker.jobs.job import Enqueued, NewJob, Ring
 from worker.jobs.message import new_job
 from worker.jobs.states import State
 from worker.ledger import enqueue as ledger_enqueue
@@ -208,3 +215,87 @@ def test_what_redis_missed_is_rung_for_with_a_later_part(
             client.enqueue_many([new_job("echo") for _ in range(40)])
             assert parts == [10, 10, 20, 10]
             assert client.doorbells._redis.llen("celery") == 40
+
+
+def a_stream(count: int, at: int, what: NewJob | Exception) -> Iterator[NewJob]:
+    """So many good jobs, with something else before number `at`."""
+    for number in range(count):
+        if number == at:
+            if isinstance(what, Exception):
+                raise what
+            yield what
+        yield new_job("echo", [number], job_id=f"j{number:02}")
+
+
+@pytest.mark.usefixtures("served")
+def test_a_stream_is_answered_in_its_order_each_job_durable_and_rung_for(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger_enqueue, "BATCH", 10)
+    told = []
+    for answer in client.enqueue_stream(new_job("echo", [n]) for n in range(75)):
+        assert isinstance(answer, Enqueued)
+        told.append(answer.id)
+        if len(told) == 1:
+            assert client.job(answer.id).state is State.QUEUED
+            assert client.doorbells._redis.llen("celery") >= 10
+    assert told == sorted(told) and len(told) == 75, "ids are ordered by time"
+    assert client.counts() == {State.QUEUED: 75}
+    assert client.doorbells._redis.llen("celery") == 75
+
+
+@pytest.mark.usefixtures("served")
+@pytest.mark.parametrize(
+    "bad",
+    [
+        new_job("echo", [1, 2]),
+        new_job("unknown"),
+        replace(new_job("echo"), id="a NUL: \0"),
+        OSError("the file ends here"),
+    ],
+)
+@pytest.mark.parametrize("at", [0, 1, 10, 34])
+def test_a_stream_ends_with_its_first_bad_job_and_all_before_it_are_answered(
+    client: Client, monkeypatch: pytest.MonkeyPatch, bad: NewJob | Exception, at: int
+) -> None:
+    monkeypatch.setattr(ledger_enqueue, "BATCH", 10)
+    told = []
+    with pytest.raises((InvalidRequest, OSError)):
+        for answer in client.enqueue_stream(a_stream(40, at, bad)):
+            assert isinstance(answer, Enqueued)
+            told.append(answer.id)
+    assert told == [f"j{number:02}" for number in range(at)]
+    assert client.counts() == ({State.QUEUED: at} if at else {})
+
+
+@pytest.mark.usefixtures("served")
+def test_a_stream_takes_little_more_than_was_answered(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger_enqueue, "BATCH", 10)
+    taken: list[str] = []
+
+    def endless() -> Iterator[NewJob]:
+        while True:
+            job = new_job("echo")
+            taken.append(job.id)
+            yield job
+
+    answers = client.enqueue_stream(endless())
+    assert [next(answers).id for _ in range(30)] == taken[:30]  # type: ignore[union-attr] # new ids
+    assert len(taken) <= 30 + 10 * (ledger_enqueue.AHEAD + 2)
+    answers.close()  # type: ignore[attr-defined] # it is a generator
+    left = client.counts()[State.QUEUED]
+    assert 30 <= left <= 30 + 10 * ledger_enqueue.AHEAD
+
+
+@pytest.mark.usefixtures("served")
+def test_a_stream_may_be_sent_again(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger_enqueue, "BATCH", 10)
+    jobs = [new_job("echo", [n], key=f"k{n}") for n in range(45)]
+    first = list(client.enqueue_stream(iter(jobs[:25])))
+    again = list(client.enqueue_stream(new_job("echo", [n], key=f"k{n}") for n in range(45)))
+
+    assert [answer.id for answer in again[:25]] == [answer.id for answer in first]  # type: ignore[union-attr] # no conflict
+    assert [answer.created for answer in again] == [False] * 25 + [True] * 20  # type: ignore[union-attr]
+    assert client.counts() == {State.QUEUED: 45}

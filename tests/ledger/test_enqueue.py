@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -170,15 +170,16 @@ def test_large_jobs_are_not_sent_in_one_message(
 ) -> None:
     # Postgres takes no message above 1 GB: a thousand jobs of a megabyte each would be one.
     sizes: list[int] = []
-    real = insert_module.insert
+    real = insert_module.insert_rows
 
-    def insert(
-        connection: Connection, jobs: Sequence[NewJob], arrays: dict[str, str]
-    ) -> list[Enqueued | Conflict]:
-        sizes.append(len(jobs))
-        return real(connection, jobs, arrays)
+    def insert_rows(
+        connection: Connection, arrays: dict[str, str]
+    ) -> list[tuple[str, str, int | None]]:
+        rows = real(connection, arrays)
+        sizes.append(len(rows))
+        return rows
 
-    monkeypatch.setattr(enqueue_module, "insert", insert)
+    monkeypatch.setattr(enqueue_module, "insert_rows", insert_rows)
     large = [
         replace(given.job(f"j{number}"), message=Message("{}", bytes(6 << 20)))
         for number in range(5)

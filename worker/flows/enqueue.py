@@ -6,13 +6,14 @@ import difflib
 import json
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import Final
 
 from worker.broker.doorbells import Doorbells
 from worker.errors import Conflict, InvalidRequest, UnknownQueue, UnknownTask
 from worker.flows.ring import Ringing, ring
+from worker.jobs.ids import checked_id
 from worker.jobs.job import Enqueued, NewJob
 from worker.jobs.signature import check_arguments
 from worker.ledger import enqueue as ledger_enqueue
@@ -28,8 +29,8 @@ CATALOGUE_SECONDS: Final = 5.0
 
 
 class Door:
-    """Where the threads of one producer enqueue single jobs: a commit is shared by those who come
-    together, and so is a push of doorbells.
+    """Where the threads of one producer enqueue: jobs that come one by one, a commit and a push of
+    doorbells for those who come together; and streams.
 
     Args:
         ledger: where the jobs go.
@@ -37,7 +38,7 @@ class Door:
     """
 
     def __init__(self, ledger: Ledger, doorbells: Doorbells) -> None:
-        self._ledger = ledger
+        self._ledger, self._doorbells = ledger, doorbells
         self._together = GroupCommit(ledger, lambda rings: ring(doorbells, rings))
         self._known: tuple[float, Catalogue] | None = None
 
@@ -49,9 +50,38 @@ class Door:
             Conflict: another job has its id or key.
             Unavailable: Postgres is away.
         """
+        self.check(job)
+        return self._together.enqueue(job)
+
+    def enqueue_stream(self, jobs: Iterable[NewJob]) -> Iterator[Enqueued | Conflict]:
+        """Check `jobs` as they come, make them durable part by part, and ring; answers in order.
+
+        Raises:
+            InvalidRequest: a job cannot be. Like whatever else `jobs` raises, it comes after the
+                answers to all jobs before it.
+            Unavailable: Postgres is away; what was not answered may be sent again.
+        """
+        raised: list[Exception] = []
+
+        def checked() -> Iterator[NewJob]:
+            try:
+                for job in jobs:
+                    checked_id(job.id)
+                    self.check(job)
+                    yield job
+            except Exception as exc:
+                raised.append(exc)
+
+        parts = ledger_enqueue.enqueue_in_parts(self._ledger, checked())
+        for part in _rung(self._doorbells, parts):
+            yield from part
+        for exc in raised:
+            raise exc
+
+    def check(self, job: NewJob) -> None:
+        """Make sure that `job` fits what workers have published; see the function `check`."""
         if not self._is_known(job):
             check(self._read_catalogue(), job)
-        return self._together.enqueue(job)
 
     def _is_known(self, job: NewJob) -> bool:
         """Whether `job` fits what was read lately; one round trip then is enough for it."""
@@ -76,22 +106,30 @@ def enqueue(
     """Make checked `jobs` durable and ring for those that are due; answers in their order.
 
     Raises:
+        MalformedId: an id that the ledger cannot hold; nothing was enqueued.
         Conflict: only with `atomic`.
         Unavailable: Postgres is away; what was not answered may be sent again.
     """
+    for job in jobs:
+        checked_id(job.id)
     parts: Iterable[list[Enqueued | Conflict]] = (
         [ledger_enqueue.enqueue(ledger, jobs, atomic=True)]
         if atomic
         else ledger_enqueue.enqueue_in_parts(ledger, jobs)
     )
-    answers: list[Enqueued | Conflict] = []
+    return [answer for part in _rung(doorbells, parts) for answer in part]
+
+
+def _rung(
+    doorbells: Doorbells, parts: Iterable[list[Enqueued | Conflict]]
+) -> Iterator[list[Enqueued | Conflict]]:
+    """`parts`, each once its doorbells are pushed."""
     with Ringing(doorbells) as ringing:
         for part in parts:
-            answers += part
             ringing.add(
                 [answer.ring for answer in part if isinstance(answer, Enqueued) and answer.ring]
             )
-    return answers
+            yield part
 
 
 def catalogue_of(ledger: Ledger) -> Catalogue:

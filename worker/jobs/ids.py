@@ -13,12 +13,10 @@ MAX_ID_BYTES = 255
 
 def new_id() -> str:
     """A UUIDv7 (RFC 9562, section 5.7): ordered by time, so that time order is index order."""
-    milliseconds = time.time_ns() // 1_000_000
-    value = (milliseconds & (2**48 - 1)) << 80 | int.from_bytes(os.urandom(10), "big")
-    value = value & ~(0xF << 76) | (0x7 << 76)
-    value = value & ~(0x3 << 62) | (0x2 << 62)
-    digits = f"{value:032x}"
-    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+    time_part = (time.time_ns() // 1_000_000).to_bytes(6, "big").hex()
+    random = os.urandom(10).hex()
+    variant = "89ab"[int(random[3], 16) & 0b11]
+    return f"{time_part[:8]}-{time_part[8:]}-7{random[:3]}-{variant}{random[4:7]}-{random[7:19]}"
 
 
 def shown(value: object, limit: int = 80) -> str:

@@ -15,6 +15,9 @@ from worker.ledger.database import Ledger
 from worker.ledger.faults import translated
 from worker.ledger.prepared import Prepared
 
+#: Id, list and dispatch number of a new row; a job that is not due has no number yet.
+NewRow = tuple[str, str, int | None]
+
 #: What a new row is made of, with the types of Postgres.
 _FIELDS = {
     "id": "text",
@@ -114,9 +117,7 @@ _INSERT_ENDED = text("""
 """)
 
 
-def insert(
-    connection: Connection, jobs: Sequence[NewJob], arrays: dict[str, str] | None = None
-) -> list[Enqueued | Conflict]:
+def insert(connection: Connection, jobs: Sequence[NewJob]) -> list[Enqueued | Conflict]:
     """Insert `jobs` on the caller's connection; the answers stand in their order.
 
     Bears to be done in parts; see `worker.ledger.enqueue`.
@@ -124,25 +125,52 @@ def insert(
     Args:
         connection: in a transaction, or one on which each statement commits by itself.
         jobs: at most a batch.
-        arrays: what was made ready of them, if it was.
     """
-    rows = connection.execute(_INSERT, arrays or arrays_of(jobs))
-    created = {
-        row.id: Ring(row.id, row.list, row.dispatch_seq) if row.dispatch_seq else None
-        for row in rows
-    }
+    new = insert_rows(connection, arrays_of(jobs))
+    return answers_if_new(jobs, new) or answers(connection, jobs, new)
+
+
+def insert_rows(connection: Connection, arrays: dict[str, str]) -> list[NewRow]:
+    """Insert what `arrays_of` made of a batch; the rows that were not there before."""
+    return [tuple(row) for row in connection.execute(_INSERT, arrays)]
+
+
+def answers_if_new(
+    jobs: Sequence[NewJob], new: Sequence[NewRow]
+) -> list[Enqueued | Conflict] | None:
+    """The answers to a batch when each of its jobs has a new row of its own; `None`: ask `answers`.
+
+    Args:
+        jobs: the batch.
+        new: what `insert_rows` made of it.
+    """
+    if len(new) != len(jobs):
+        return None
+    rings = _rings_of(new)
+    return [Enqueued(job.id, True, rings[job.id]) for job in jobs]
+
+
+def answers(
+    connection: Connection, jobs: Sequence[NewJob], new: Sequence[NewRow]
+) -> list[Enqueued | Conflict]:
+    """The answers to a batch of which some jobs were there before, or are others' doubles."""
+    created = _rings_of(new)
     repeated = {job_id for job_id, times in Counter(job.id for job in jobs).items() if times > 1}
     unsure = [job for job in jobs if job.id not in created or job.id in repeated]
-    known = _known(connection, unsure) if unsure else {}
-    answers: list[Enqueued | Conflict] = []
+    known = _known(connection, unsure)
+    answered: list[Enqueued | Conflict] = []
     for job in jobs:
         # Of several jobs with one id, Postgres may have taken any; the row says which.
         ours = job.id not in repeated or _is_same(known.get(("id", job.id)), job)
         if job.id in created and ours:
-            answers.append(Enqueued(job.id, True, created.pop(job.id)))
+            answered.append(Enqueued(job.id, True, created.pop(job.id)))
         else:
-            answers.append(_answer(connection, job, known))
-    return answers
+            answered.append(_answer(connection, job, known))
+    return answered
+
+
+def _rings_of(new: Sequence[NewRow]) -> dict[str, Ring | None]:
+    return {job_id: Ring(job_id, name, seq) if seq else None for job_id, name, seq in new}
 
 
 def insert_at_once(ledger: Ledger, job: NewJob) -> Enqueued | None:
