@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -95,12 +95,14 @@ class Client:
             check(catalogue, job)
         return enqueue(self.ledger, self.doorbells, jobs, atomic=atomic)
 
-    def enqueue_stream(self, jobs: Iterable[NewJob]) -> Iterator[Enqueued | Conflict]:
-        """Enqueue jobs as they come, any number of them in little memory; yields their answers.
+    def enqueue_stream(self, jobs: Iterable[NewJob]) -> Generator[Enqueued | Conflict, None, None]:
+        """Enqueue any number of jobs as they come; yields their answers, in their order.
 
-        Jobs are made durable a thousand at a time, while the next are taken from `jobs`. An answer
-        is yielded once its job is durable, in the order of `jobs`. Who stops in the middle may
-        leave up to three thousand jobs taken and not answered, enqueued or not.
+        Nothing happens until the answers are taken. An answer is yielded once its job is durable
+        and rung for. Up to a thousand jobs are committed together, of those that came within a
+        second; meanwhile the next ones are taken from `jobs`. So up to three thousand are in memory
+        (and 48 MiB of payloads), and who stops in the middle, or meets an error, may have enqueued
+        those without an answer; `key` or `job_id` make a repeat safe.
 
         Example:
             jobs = (new_job("mail.send", [address]) for address in addresses)
@@ -110,6 +112,7 @@ class Client:
         Raises:
             InvalidRequest: a job does not fit the catalogue; all before it are enqueued and were
                 answered. The same goes for whatever `jobs` raises.
+            Refused: Postgres refuses some value; none of its thousand was enqueued.
             Unavailable: Postgres is away; what was not answered may be sent again.
         """
         return self._door.enqueue_stream(jobs)

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from tests.ledger import given
 from tests.proxy import proxied
-from worker.broker.doorbells import Doorbells
+from worker.broker.doorbells import Doorbells, ring_of
 from worker.client import Client
 from worker.errors import (
     ArgumentsMismatch,
     Conflict,
     InvalidRequest,
+    Unavailable,
     UnknownQueue,
     UnknownTask,
 )
@@ -232,16 +236,18 @@ def test_a_stream_is_answered_in_its_order_each_job_durable_and_rung_for(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ledger_enqueue, "BATCH", 10)
+    jobs = [new_job("echo", [number]) for number in range(75)]
     told = []
-    for answer in client.enqueue_stream(new_job("echo", [n]) for n in range(75)):
+    for answer in client.enqueue_stream(iter(jobs)):
         assert isinstance(answer, Enqueued)
         told.append(answer.id)
-        if len(told) == 1:
-            assert client.job(answer.id).state is State.QUEUED
-            assert client.doorbells._redis.llen("celery") >= 10
-    assert told == sorted(told) and len(told) == 75, "ids are ordered by time"
+        assert client.job(answer.id).state is State.QUEUED
+        assert client.doorbells._redis.llen("celery") >= len(told)
+    assert told == [job.id for job in jobs]
     assert client.counts() == {State.QUEUED: 75}
-    assert client.doorbells._redis.llen("celery") == 75
+    entries: Any = client.doorbells._redis.lrange("celery", 0, -1)
+    rings = [ring_of("celery", entry) for entry in reversed(entries)]
+    assert [ring.id for ring in rings if ring] == told, "they run in their order"
 
 
 @pytest.mark.usefixtures("served")
@@ -284,7 +290,7 @@ def test_a_stream_takes_little_more_than_was_answered(
     answers = client.enqueue_stream(endless())
     assert [next(answers).id for _ in range(30)] == taken[:30]  # type: ignore[union-attr] # new ids
     assert len(taken) <= 30 + 10 * (ledger_enqueue.AHEAD + 2)
-    answers.close()  # type: ignore[attr-defined] # it is a generator
+    answers.close()
     left = client.counts()[State.QUEUED]
     assert 30 <= left <= 30 + 10 * ledger_enqueue.AHEAD
 
@@ -299,3 +305,137 @@ def test_a_stream_may_be_sent_again(client: Client, monkeypatch: pytest.MonkeyPa
     assert [answer.id for answer in again[:25]] == [answer.id for answer in first]  # type: ignore[union-attr] # no conflict
     assert [answer.created for answer in again] == [False] * 25 + [True] * 20  # type: ignore[union-attr]
     assert client.counts() == {State.QUEUED: 45}
+
+
+def test_before_the_first_worker_a_stream_asks_for_the_catalogue_once(client: Client) -> None:
+    with statements() as said:
+        told = list(client.enqueue_stream(new_job("anything") for _ in range(200)))
+    assert len(told) == 200
+    assert len([words for words in said if "catalogue" in words]) == 1
+
+
+@pytest.mark.usefixtures("served")
+def test_what_a_worker_has_published_meanwhile_is_taken(client: Client) -> None:
+    def jobs() -> Iterator[NewJob]:
+        yield new_job("echo")
+        publish(client.ledger, {"new": []}, ["celery"])
+        yield new_job("new")
+
+    assert len(list(client.enqueue_stream(jobs()))) == 2
+
+
+@pytest.mark.usefixtures("served")
+def test_a_slow_source_keeps_no_job_waiting_for_the_thousandth(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger_enqueue, "OPEN", 0.01)
+    queued = []
+
+    def slow() -> Iterator[NewJob]:
+        for _ in range(5):
+            yield new_job("echo")
+            time.sleep(0.3)
+            queued.append(client.doorbells._redis.llen("celery"))
+
+    assert len(list(client.enqueue_stream(slow()))) == 5
+    assert queued[2] >= 1 and queued[4] >= 3
+
+
+@pytest.mark.usefixtures("served")
+def test_a_slow_taker_of_answers_keeps_no_doorbell_waiting(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger_enqueue, "BATCH", 10)
+    answers = client.enqueue_stream(new_job("echo") for _ in range(100))
+    next(answers)
+    deadline = time.monotonic() + 10
+    while (rung := client.doorbells._redis.llen("celery")) < 30 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert rung == client.counts()[State.QUEUED] == 30, "what was begun is committed and rung for"
+    answers.close()
+
+
+@pytest.mark.usefixtures("served")
+def test_a_stream_that_is_interrupted_rings_for_what_is_committed_and_leaves_no_thread(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger_enqueue, "BATCH", 10)
+
+    def interrupted() -> Iterator[NewJob]:
+        yield from (new_job("echo") for _ in range(57))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        for _ in client.enqueue_stream(interrupted()):
+            pass
+    assert client.doorbells._redis.llen("celery") == client.counts()[State.QUEUED]
+    assert not [one for one in threading.enumerate() if one.name.startswith("enqueue")]
+
+
+@pytest.mark.usefixtures("served")
+def test_a_stream_while_redis_is_away_keeps_few_doorbells(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger_enqueue, "BATCH", 10)
+    monkeypatch.setattr(ring_module, "LATE_MOST", 25)
+    monkeypatch.setattr(ring_module, "AWAY_PAUSE", 0.0)
+    most = []
+    real = ring_module.ring
+
+    def ring(doorbells: Doorbells, rings: Sequence[Ring]) -> bool:
+        most.append(len(rings))
+        return real(doorbells, rings)
+
+    monkeypatch.setattr(ring_module, "ring", ring)
+    with proxied(settings.redis_url.get_secret_value()) as line:
+        line.refuse()
+        own = settings.model_copy(update={"redis_url": type(settings.redis_url)(line.url)})
+        with Client(own) as client:
+            assert len(list(client.enqueue_stream(new_job("echo") for _ in range(60)))) == 60
+    assert most == [10, 20, 25, 25, 25, 25]
+
+
+@pytest.mark.usefixtures("served")
+def test_a_stream_that_loses_postgres_has_told_what_is_committed_and_may_be_sent_again(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger_enqueue, "BATCH", 10)
+    with proxied(settings.database_url.get_secret_value()) as line:
+        own = settings.model_copy(
+            update={"database_url": type(settings.database_url)(line.url), "connect_timeout": 1.0}
+        )
+        with Client(own) as client:
+
+            def jobs(*, breaks: bool) -> Iterator[NewJob]:
+                for number in range(100):
+                    if breaks and number == 65:
+                        line.refuse()
+                    yield new_job("echo", [number], key=f"k{number}")
+
+            told = []
+            with pytest.raises(Unavailable):
+                for answer in client.enqueue_stream(jobs(breaks=True)):
+                    assert isinstance(answer, Enqueued)
+                    told.append(answer.id)
+            line.heal()
+            again = list(client.enqueue_stream(jobs(breaks=False)))
+            assert [answer.id for answer in again[: len(told)]] == told  # type: ignore[union-attr] # no conflict
+            assert client.counts() == {State.QUEUED: 100}
+
+
+@pytest.mark.usefixtures("served")
+def test_doubles_in_a_later_part_of_a_stream_are_answered_with_the_first(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger_enqueue, "BATCH", 10)
+    jobs = [new_job("echo", [number], key=f"k{number % 15}") for number in range(45)]
+    same = [new_job("echo", [number % 15], key=f"k{number % 15}") for number in range(45)]
+
+    told = list(client.enqueue_stream(iter(jobs)))
+
+    again = list(client.enqueue_stream(iter(same)))
+
+    assert [type(answer) for answer in told] == [Enqueued] * 15 + [Conflict] * 30
+    firsts = [answer.id for answer in told[:15]]  # type: ignore[union-attr] # no conflict
+    assert [answer.id for answer in again] == firsts * 3  # type: ignore[union-attr] # no conflict
+    assert client.doorbells._redis.llen("celery") == 15

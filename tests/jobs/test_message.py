@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from celery import Celery, chain, chord
 from celery.app import task as celery_task
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from worker.errors import InvalidRequest, MalformedId, NotJSON, TooLarge
@@ -53,6 +53,35 @@ def test_what_the_message_leaves_out_is_what_a_task_sees_when_nothing_is_said() 
     assert ours.as_execution_options() == whole.as_execution_options()
     actual = celery_task.get_actual_ignore_result  # type: ignore[attr-defined] # no stub has it
     assert actual(app.Task(), ours) is app.Task().ignore_result
+
+
+@given(st.text(min_size=1, max_size=20), st.text(max_size=20), st.integers(0, 9))
+def test_the_envelope_is_json_whatever_is_in_it(name: str, value: str, priority: int) -> None:
+    assume("\0" not in name and name.encode(errors="ignore").decode() == name)
+    job = new_job(name, [value], {"k": value}, job_id=name, priority=priority)
+    said = json.loads(job.message.envelope)
+
+    assert said["headers"]["task"] == said["headers"]["id"] == said["headers"]["root_id"] == name
+    assert said["headers"]["argsrepr"] == repr((value,))
+    assert said["headers"]["kwargsrepr"] == repr({"k": value})
+    assert said["properties"] == {"correlation_id": name, "priority": priority}
+
+
+class Caseless(str):
+    """A text that equals others."""
+
+    def __eq__(self, other: object) -> bool:
+        return str(self).lower() == str(other).lower()
+
+    def __hash__(self) -> int:
+        return hash(str(self).lower())
+
+
+def test_a_text_that_equals_another_keeps_its_own_name() -> None:
+    new_job("tests.echo")
+    job = new_job(Caseless("tests.ECHO"))
+
+    assert str(job.task) == json.loads(job.message.envelope)["headers"]["task"] == "tests.ECHO"
 
 
 @given(st.lists(JSON, max_size=3), st.dictionaries(st.text(), JSON, max_size=3))

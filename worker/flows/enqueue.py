@@ -5,9 +5,10 @@ from __future__ import annotations
 import difflib
 import json
 import logging
+import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing, suppress
 from typing import Final
 
 from worker.broker.doorbells import Doorbells
@@ -53,30 +54,45 @@ class Door:
         self.check(job)
         return self._together.enqueue(job)
 
-    def enqueue_stream(self, jobs: Iterable[NewJob]) -> Iterator[Enqueued | Conflict]:
+    def enqueue_stream(self, jobs: Iterable[NewJob]) -> Generator[Enqueued | Conflict, None, None]:
         """Check `jobs` as they come, make them durable part by part, and ring; answers in order.
 
         Raises:
             InvalidRequest: a job cannot be. Like whatever else `jobs` raises, it comes after the
                 answers to all jobs before it.
+            Refused: Postgres refuses a part; those before it were answered.
             Unavailable: Postgres is away; what was not answered may be sent again.
         """
         raised: list[Exception] = []
 
         def checked() -> Iterator[NewJob]:
             try:
-                for job in jobs:
-                    checked_id(job.id)
-                    self.check(job)
-                    yield job
+                yield from self._checked(jobs)
             except Exception as exc:
                 raised.append(exc)
 
-        parts = ledger_enqueue.enqueue_in_parts(self._ledger, checked())
-        for part in _rung(self._doorbells, parts):
-            yield from part
-        for exc in raised:
-            raise exc
+        ringing = Ringing(self._doorbells)
+        parts = ledger_enqueue.enqueue_in_parts(self._ledger, checked(), ringing.add)
+        with ringing, closing(parts):
+            for part in parts:
+                yield from part
+        if raised:
+            raise raised.pop()
+
+    def _checked(self, jobs: Iterable[NewJob]) -> Iterator[NewJob]:
+        """`jobs`, each with an id that can be and by a catalogue that was read lately."""
+        catalogue: Catalogue | None = None
+        until = -math.inf
+        for job in jobs:
+            checked_id(job.id)
+            if catalogue is None or time.monotonic() >= until:
+                catalogue, until = self._read_catalogue(), time.monotonic() + CATALOGUE_SECONDS
+            try:
+                check(catalogue, job)
+            except InvalidRequest:
+                catalogue = self._read_catalogue()
+                check(catalogue, job)
+            yield job
 
     def check(self, job: NewJob) -> None:
         """Make sure that `job` fits what workers have published; see the function `check`."""
@@ -110,26 +126,15 @@ def enqueue(
         Conflict: only with `atomic`.
         Unavailable: Postgres is away; what was not answered may be sent again.
     """
+    if atomic:
+        told = ledger_enqueue.enqueue(ledger, jobs, atomic=True)
+        ring(doorbells, ledger_enqueue.rings_of(told))
+        return told
     for job in jobs:
         checked_id(job.id)
-    parts: Iterable[list[Enqueued | Conflict]] = (
-        [ledger_enqueue.enqueue(ledger, jobs, atomic=True)]
-        if atomic
-        else ledger_enqueue.enqueue_in_parts(ledger, jobs)
-    )
-    return [answer for part in _rung(doorbells, parts) for answer in part]
-
-
-def _rung(
-    doorbells: Doorbells, parts: Iterable[list[Enqueued | Conflict]]
-) -> Iterator[list[Enqueued | Conflict]]:
-    """`parts`, each once its doorbells are pushed."""
     with Ringing(doorbells) as ringing:
-        for part in parts:
-            ringing.add(
-                [answer.ring for answer in part if isinstance(answer, Enqueued) and answer.ring]
-            )
-            yield part
+        parts = ledger_enqueue.enqueue_in_parts(ledger, jobs, ringing.add)
+        return [answer for part in parts for answer in part]
 
 
 def catalogue_of(ledger: Ledger) -> Catalogue:

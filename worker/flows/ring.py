@@ -15,6 +15,8 @@ logger = logging.getLogger(__name__)
 
 #: Seconds after which somebody who enqueues many looks again whether Redis is back.
 AWAY_PAUSE: Final = 1.0
+#: Doorbells that are kept for then; the keeper rings for the jobs that come after those.
+LATE_MOST: Final = 10_000
 
 
 def ring(doorbells: Doorbells, rings: Sequence[Ring]) -> bool:
@@ -56,6 +58,7 @@ class Ringing:
     def add(self, rings: Sequence[Ring]) -> None:
         """Ring for these too, or later."""
         self._late += rings
+        del self._late[LATE_MOST:]
         if time.monotonic() < self._not_before:
             return
         if ring(self._doorbells, self._late):

@@ -72,10 +72,12 @@ def new_job(
         TooLarge: a body over `max_bytes`.
     """
     chosen = new_id() if job_id is None else checked_id(job_id)
+    pid = os.getpid()
     if type(task) is type(queue) is str and type(priority) is int:
-        redis_list = _list_of(task, queue, priority)
-    else:  # which cannot be, or is unusual: the cache would not take all of it
+        redis_list, frame = _list_of(task, queue, priority), _frame(task, priority, pid)
+    else:  # which cannot be, or is unusual: a cache would not take all of it, or mistake it
         redis_list = _list_of.__wrapped__(task, queue, priority)
+        frame = _frame.__wrapped__(task, priority, pid)
     if key is not None:
         _check_text("idempotency key", key, MAX_KEY_BYTES)
     _check_arguments(args, kwargs)
@@ -90,7 +92,7 @@ def new_job(
         expires=_seconds("expires", expires),
         key=key,
         root_id=chosen,
-        message=Message(_envelope(chosen, task, args, kwargs or {}, priority), body),
+        message=Message(_envelope(frame, chosen, args, kwargs or {}), body),
     )
 
 
@@ -173,9 +175,9 @@ def _nests(value: object) -> bool:
 
 
 def _envelope(
-    job_id: str, task: str, args: Sequence[Any], kwargs: Mapping[str, Any], priority: int
+    frame: tuple[str, ...], job_id: str, args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> str:
-    start, root, argsrepr, kwargsrepr, origin, end = _frame(task, priority, os.getpid())
+    start, root, argsrepr, kwargsrepr, origin, end = frame
     as_id = _as_json(job_id)
     as_args = _as_json(repr(tuple(args))[:REPR_LIMIT])
     as_kwargs = _as_json(repr(dict(kwargs))[:REPR_LIMIT])

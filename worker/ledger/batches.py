@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final, TypeVar
 
@@ -17,15 +19,28 @@ def columns(rows: Sequence[Sequence[Any]], width: int) -> list[list[Any]]:
     return [list(column) for column in zip(*rows, strict=True)] if rows else [[]] * width
 
 
-def batches(items: Iterable[T], most: int, size_of: Callable[[T], int]) -> Iterator[list[T]]:
-    """`items` in their order, in parts of at most `most` items and about `STATEMENT_BYTES`."""
+def batches(
+    items: Iterable[T], most: int, size_of: Callable[[T], int], seconds: float = math.inf
+) -> Iterator[list[T]]:
+    """`items` in their order, in parts of at most `most` items and about `STATEMENT_BYTES`.
+
+    Args:
+        items: taken as they are needed.
+        most: items of one part.
+        size_of: bytes of an item.
+        seconds: after which a part gets no further item.
+    """
     part: list[T] = []
-    size = 0
+    size, until = 0, math.inf
     for item in items:
         weight = size_of(item)
-        if part and (len(part) == most or size + weight > STATEMENT_BYTES):
+        if part and (
+            len(part) == most or size + weight > STATEMENT_BYTES or time.monotonic() > until
+        ):
             yield part
             part, size = [], 0
+        if not part:
+            until = time.monotonic() + seconds
         part.append(item)
         size += weight
     if part:

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from typing import Final, Self
+from contextlib import suppress
+from typing import Final, ParamSpec, Self, TypeVar
 
 from sqlalchemy import Connection
 
 from worker.errors import Conflict
 from worker.jobs.ids import checked_id
-from worker.jobs.job import Enqueued, NewJob
+from worker.jobs.job import Enqueued, NewJob, Ring
 from worker.ledger.batches import batches
 from worker.ledger.database import Ledger
 from worker.ledger.insert import (
     NewRow,
-    answers,
     answers_if_new,
+    answers_of,
     arrays_of,
     insert,
     insert_at_once,
@@ -26,10 +27,18 @@ from worker.ledger.insert import (
     size_of,
 )
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 #: Rows in one INSERT: large enough to amortise the round trip, small enough to bound memory.
 BATCH: Final = 1000
+#: Seconds after which a batch gets no more jobs: a source may be slow.
+OPEN: Final = 1.0
 #: Batches that were given to Postgres, or stand next, while the caller has the one before them.
 AHEAD: Final = 2
+
+#: The rows that a batch made, and its answers where these are not all that there is to it.
+_Inserted = tuple[list[NewRow], list[Enqueued | Conflict] | None]
 
 
 def enqueue(
@@ -56,89 +65,144 @@ def enqueue(
     return list(ledger.run(lambda connection: _insert_all_or_none(connection, jobs)))
 
 
-def enqueue_in_parts(ledger: Ledger, jobs: Iterable[NewJob]) -> Iterator[list[Enqueued | Conflict]]:
+def enqueue_in_parts(
+    ledger: Ledger,
+    jobs: Iterable[NewJob],
+    on_committed: Callable[[Sequence[Ring]], object] = lambda rings: None,
+) -> Generator[list[Enqueued | Conflict], None, None]:
     """Insert `jobs` and commit, batch by batch; yields the answers of each, in order.
 
-    Jobs are taken as they are needed: while Postgres inserts a batch, the next is made ready, and
-    the caller has the answers of the one before. Who stops in the middle leaves at most `AHEAD`
-    batches behind: committed, and not told. So does an error.
+    Jobs are taken as they are needed: while Postgres inserts one batch and `on_committed` has the
+    one before, the caller makes the next ready. A batch is closed after `OPEN` seconds, when the
+    next job comes. Who stops in the middle leaves at most `AHEAD` batches behind that are
+    committed and not told; after an error it is one more.
 
     Args:
         ledger: where.
-        jobs: any number, with ids that were checked.
+        jobs: any number, with ids that were checked. What it raises ends everything at once.
+        on_committed: given the doorbells of each batch in their order, before its answers are
+            yielded; by another thread, unless everything is one batch of a list.
 
     Raises:
-        Refused: Postgres refuses a batch; those before it are told, none after it is inserted.
+        Refused: Postgres refuses a batch; those before it are told.
         Unavailable: Postgres is away; what was not answered may be sent again.
     """
-    parts = batches(jobs, BATCH, size_of)
-    first, second = next(parts, None), next(parts, None)
-    if first is None:
-        return
-    if second is None:
-        lone = insert_at_once(ledger, first[0]) if len(first) == 1 else None
-        yield [lone] if lone else ledger.run_each(lambda connection: insert(connection, first))
-        return
-    with _Inserting(ledger) as inserting:
-        for part in itertools.chain((first, second), parts):
+    parts = batches(jobs, BATCH, size_of, seconds=OPEN)
+    if isinstance(jobs, Sequence) and len(jobs) <= BATCH:
+        first = next(parts, [])
+        if len(first) == len(jobs):
+            if first:
+                told = _insert_alone(ledger, first)
+                on_committed(rings_of(told))
+                yield told
+            return
+        parts = itertools.chain((first,), parts)
+    with _Inserting(ledger, on_committed) as inserting:
+        for part in parts:
             try:
                 inserting.begin(part)
             except Exception:
                 yield from inserting.end_all()
                 raise
-            if inserting.is_full:
+            while inserting.is_full or inserting.has_news:
                 yield inserting.end()
         yield from inserting.end_all()
 
 
-class _Inserting:
-    """Batches that one thread inserts, in their order.
+def _insert_alone(ledger: Ledger, batch: Sequence[NewJob]) -> list[Enqueued | Conflict]:
+    lone = insert_at_once(ledger, batch[0]) if len(batch) == 1 else None
+    return [lone] if lone else ledger.run_each(lambda connection: insert(connection, batch))
 
-    It takes the next one without waiting for its caller, who may be busy for long: what it has to
-    wait for is Postgres, and once a batch for the interpreter's lock.
+
+def rings_of(told: Iterable[Enqueued | Conflict]) -> list[Ring]:
+    """The doorbells to push, in their order."""
+    rings = [one.ring for one in told if isinstance(one, Enqueued) and one.ring is not None]
+    return sorted(rings, key=lambda ring: ring.seq)
+
+
+class _Inserting:
+    """Batches on their way: one thread inserts them in their order, another one passes them on.
+
+    Each takes the next without waiting for the caller, who may be busy for long: all that they wait
+    for is Postgres, or Redis, and once a batch for the interpreter's lock.
     """
 
-    def __init__(self, ledger: Ledger) -> None:
-        self._ledger = ledger
-        self._thread = ThreadPoolExecutor(1, "enqueue")
-        self._begun: deque[tuple[Sequence[NewJob], Future[list[NewRow]]]] = deque()
+    def __init__(self, ledger: Ledger, on_committed: Callable[[Sequence[Ring]], object]) -> None:
+        self._ledger, self._on_committed = ledger, on_committed
+        self._first, self._second = (
+            ThreadPoolExecutor(1, name) for name in ("enqueue", "enqueue-committed")
+        )
+        self._begun: deque[Future[list[Enqueued | Conflict]]] = deque()
         self._failed = False
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._thread.shutdown(cancel_futures=True)
+        self._first.shutdown(cancel_futures=True)
+        self._second.shutdown()  # what is committed is passed on
 
     @property
     def is_full(self) -> bool:
+        """Whether one must be ended before another begins."""
         return len(self._begun) > AHEAD
+
+    @property
+    def has_news(self) -> bool:
+        """Whether the first that was not ended can be at once."""
+        return bool(self._begun) and self._begun[0].done()
 
     def begin(self, part: Sequence[NewJob]) -> None:
         """Insert `part` once those before it are inserted."""
-        self._begun.append((part, self._thread.submit(self._insert, arrays_of(part))))
+        rows = _submit(self._first, self._insert, part, arrays_of(part))
+        self._begun.append(_submit(self._second, self._pass_on, part, rows))
 
     def end(self) -> list[Enqueued | Conflict]:
         """The answers of the first batch that was not ended yet."""
-        part, new_rows = self._begun.popleft()
-        new = new_rows.result()
-        return answers_if_new(part, new) or self._ledger.run_each(
-            lambda connection: answers(connection, part, new)
-        )
+        return self._begun.popleft().result()
 
     def end_all(self) -> Iterator[list[Enqueued | Conflict]]:
         """The answers of each batch that was not ended yet."""
         while self._begun:
             yield self.end()
 
-    def _insert(self, arrays: dict[str, str]) -> list[NewRow]:
+    def _insert(self, part: Sequence[NewJob], arrays: dict[str, str]) -> _Inserted:
         if self._failed:
-            raise CancelledError
+            raise CancelledError  # which nobody is told: the batch that failed ends everything
+
+        def work(connection: Connection) -> _Inserted:
+            new = insert_rows(connection, arrays)
+            return new, None if len(new) == len(part) else answers_of(connection, part, new)
+
         try:
-            return self._ledger.run_each(lambda connection: insert_rows(connection, arrays))
+            return self._ledger.run_each(work)
         except BaseException:
             self._failed = True
             raise
+
+    def _pass_on(
+        self, part: Sequence[NewJob], inserted: Future[_Inserted]
+    ) -> list[Enqueued | Conflict]:
+        new, told = inserted.result()
+        if told is None:
+            told = answers_if_new(part, new)
+        self._on_committed(rings_of(told))
+        return told
+
+
+def _submit(
+    thread: ThreadPoolExecutor, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+) -> Future[T]:
+    """`work` by the thread, or here when none can start any more: the interpreter is at its end,
+    or the system has no more of them."""
+    with suppress(RuntimeError):
+        return thread.submit(work, *args, **kwargs)
+    done: Future[T] = Future()
+    try:
+        done.set_result(work(*args, **kwargs))
+    except Exception as exc:
+        done.set_exception(exc)
+    return done
 
 
 def _insert_all_or_none(

@@ -127,7 +127,9 @@ def insert(connection: Connection, jobs: Sequence[NewJob]) -> list[Enqueued | Co
         jobs: at most a batch.
     """
     new = insert_rows(connection, arrays_of(jobs))
-    return answers_if_new(jobs, new) or answers(connection, jobs, new)
+    if len(new) == len(jobs):
+        return answers_if_new(jobs, new)
+    return answers_of(connection, jobs, new)
 
 
 def insert_rows(connection: Connection, arrays: dict[str, str]) -> list[NewRow]:
@@ -135,38 +137,35 @@ def insert_rows(connection: Connection, arrays: dict[str, str]) -> list[NewRow]:
     return [tuple(row) for row in connection.execute(_INSERT, arrays)]
 
 
-def answers_if_new(
-    jobs: Sequence[NewJob], new: Sequence[NewRow]
-) -> list[Enqueued | Conflict] | None:
-    """The answers to a batch when each of its jobs has a new row of its own; `None`: ask `answers`.
-
-    Args:
-        jobs: the batch.
-        new: what `insert_rows` made of it.
-    """
-    if len(new) != len(jobs):
-        return None
+def answers_if_new(jobs: Sequence[NewJob], new: Sequence[NewRow]) -> list[Enqueued | Conflict]:
+    """The answers to a batch of which each job has one of the `new` rows."""
     rings = _rings_of(new)
     return [Enqueued(job.id, True, rings[job.id]) for job in jobs]
 
 
-def answers(
+def answers_of(
     connection: Connection, jobs: Sequence[NewJob], new: Sequence[NewRow]
 ) -> list[Enqueued | Conflict]:
-    """The answers to a batch of which some jobs were there before, or are others' doubles."""
+    """The answers to any batch: some jobs were there before, or are doubles of others in it.
+
+    Args:
+        connection: as of `insert`.
+        jobs: the batch.
+        new: what `insert_rows` made of it.
+    """
     created = _rings_of(new)
     repeated = {job_id for job_id, times in Counter(job.id for job in jobs).items() if times > 1}
     unsure = [job for job in jobs if job.id not in created or job.id in repeated]
-    known = _known(connection, unsure)
-    answered: list[Enqueued | Conflict] = []
+    known = _known(connection, unsure) if unsure else {}
+    answers: list[Enqueued | Conflict] = []
     for job in jobs:
         # Of several jobs with one id, Postgres may have taken any; the row says which.
         ours = job.id not in repeated or _is_same(known.get(("id", job.id)), job)
         if job.id in created and ours:
-            answered.append(Enqueued(job.id, True, created.pop(job.id)))
+            answers.append(Enqueued(job.id, True, created.pop(job.id)))
         else:
-            answered.append(_answer(connection, job, known))
-    return answered
+            answers.append(_answer(connection, job, known))
+    return answers
 
 
 def _rings_of(new: Sequence[NewRow]) -> dict[str, Ring | None]:
@@ -211,7 +210,7 @@ def _values(job: NewJob, names: Iterable[str] = _FIELDS) -> dict[str, Any]:
 
 
 def arrays_of(jobs: Sequence[NewJob]) -> dict[str, str]:
-    """What `insert` sends of `jobs`.
+    """What `insert_rows` sends of `jobs`.
 
     Raises:
         Refused: Postgres would refuse some text.

@@ -52,4 +52,4 @@ def stamped(number: int) -> str:
 
 
 if __name__ == "__main__":
-    filling.main({"single": Way(1, single), "delay": Way(1, delay), "bulk": Way(10_000, bulk)})
+    filling.main({"single": Way(1, single), "delay": Way(1, delay), "bulk": Way(50_000, bulk)})
