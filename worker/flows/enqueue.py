@@ -132,8 +132,9 @@ def enqueue(
         return told
     for job in jobs:
         checked_id(job.id)
-    with Ringing(doorbells) as ringing:
-        parts = ledger_enqueue.enqueue_in_parts(ledger, jobs, ringing.add)
+    ringing = Ringing(doorbells)
+    parts = ledger_enqueue.enqueue_in_parts(ledger, jobs, ringing.add)
+    with ringing, closing(parts):
         return [answer for part in parts for answer in part]
 
 
