@@ -99,10 +99,11 @@ class Client:
         """Enqueue any number of jobs as they come; yields their answers, in their order.
 
         Nothing happens until the answers are taken. An answer is yielded once its job is durable
-        and rung for. Up to a thousand jobs are committed together, of those that came within a
-        second; meanwhile the next ones are taken from `jobs`. So up to three thousand are in memory
-        (and 48 MiB of payloads), and who stops in the middle, or meets an error, may have enqueued
-        those without an answer; `key` or `job_id` make a repeat safe.
+        and rung for. Jobs are committed a thousand at a time: when so many are there, when the next
+        one comes a second after the first of them, or at the end of `jobs`, which therefore must
+        not wait for an answer. Up to three thousand are in memory, and 48 MiB of payloads with
+        several times as much to write them. Who stops in the middle, or meets an error, may have
+        enqueued those without an answer; `key` or `job_id` make a repeat safe.
 
         Example:
             jobs = (new_job("mail.send", [address]) for address in addresses)
@@ -111,7 +112,7 @@ class Client:
 
         Raises:
             InvalidRequest: a job does not fit the catalogue; all before it are enqueued and were
-                answered. The same goes for whatever `jobs` raises.
+                answered, unless one of them failed. The same goes for whatever `jobs` raises.
             Refused: Postgres refuses some value; none of its thousand was enqueued.
             Unavailable: Postgres is away; what was not answered may be sent again.
         """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -31,6 +32,8 @@ from worker.jobs.states import State
 from worker.ledger import enqueue as ledger_enqueue
 from worker.ledger import silence
 from worker.ledger.catalogue import publish
+from worker.ledger.faults import Refused
+from worker.ledger.insert import arrays_of
 from worker.settings import Settings
 
 _ECHO = {"echo": [["value", "POSITIONAL_OR_KEYWORD", False]]}
@@ -328,31 +331,99 @@ def test_what_a_worker_has_published_meanwhile_is_taken(client: Client) -> None:
 def test_a_slow_source_keeps_no_job_waiting_for_the_thousandth(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ledger_enqueue, "OPEN", 0.01)
-    queued = []
+    # Given a source so slow that each job finds the batch before it old
+    monkeypatch.setattr(ledger_enqueue, "OPEN", -1.0)
+    rung = []
 
     def slow() -> Iterator[NewJob]:
-        for _ in range(5):
+        for number in range(6):
             yield new_job("echo")
-            time.sleep(0.3)
-            queued.append(client.doorbells._redis.llen("celery"))
+            rung.append(until_rung(client, number))
 
-    assert len(list(client.enqueue_stream(slow()))) == 5
-    assert queued[2] >= 1 and queued[4] >= 3
+    assert len(list(client.enqueue_stream(slow()))) == 6
+    # Then, when it is asked for the next one, all but the last have doorbells, or get them soon
+    assert rung == [True] * 6
+
+
+def until_rung(client: Client, count: int) -> bool:
+    """Whether so many jobs have doorbells within ten seconds."""
+    deadline = time.monotonic() + 10
+    while client.doorbells._redis.llen("celery") < count:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)  # a list has no event to wait on
+    return True
 
 
 @pytest.mark.usefixtures("served")
 def test_a_slow_taker_of_answers_keeps_no_doorbell_waiting(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Given three batches under way when the first answer is there
     monkeypatch.setattr(ledger_enqueue, "BATCH", 10)
+    third, made = threading.Event(), []
+    ring = ring_module.ring
+
+    def counted(jobs: Sequence[NewJob]) -> dict[str, str]:
+        made.append(jobs)
+        if len(made) == 3:
+            third.set()
+        return arrays_of(jobs)
+
+    def held(doorbells: Doorbells, rings: Sequence[Ring]) -> bool:
+        assert third.wait(10)
+        return ring(doorbells, rings)
+
+    monkeypatch.setattr(ledger_enqueue, "arrays_of", counted)
+    monkeypatch.setattr(ring_module, "ring", held)
     answers = client.enqueue_stream(new_job("echo") for _ in range(100))
     next(answers)
-    deadline = time.monotonic() + 10
-    while (rung := client.doorbells._redis.llen("celery")) < 30 and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert rung == client.counts()[State.QUEUED] == 30, "what was begun is committed and rung for"
+    # Then, while nobody takes another one, all are committed and rung for
+    assert until_rung(client, 30)
+    assert client.counts() == {State.QUEUED: 30}
     answers.close()
+
+
+@pytest.mark.usefixtures("served")
+@pytest.mark.parametrize("of", [1, 2, 3, 4])
+def test_a_stream_goes_on_when_no_thread_can_start_any_more(
+    client: Client, monkeypatch: pytest.MonkeyPatch, of: int
+) -> None:
+    # Given a process that is at its end when a stream hands over something for the `of`th time
+    monkeypatch.setattr(ledger_enqueue, "BATCH", 10)
+    submit, calls = ThreadPoolExecutor.submit, []
+
+    def refused(self: ThreadPoolExecutor, *args: Any, **kwargs: Any) -> Future[Any]:
+        calls.append(args)
+        if len(calls) >= of:
+            raise RuntimeError("cannot schedule new futures after interpreter shutdown")
+        return submit(self, *args, **kwargs)
+
+    monkeypatch.setattr(ThreadPoolExecutor, "submit", refused)
+    jobs = [new_job("echo", [number]) for number in range(57)]
+    told = [answer.id for answer in client.enqueue_stream(iter(jobs))]  # type: ignore[union-attr] # new ids
+
+    assert told == [job.id for job in jobs]
+    assert len(calls) == of, "it stays with what it has found"
+    entries: Any = client.doorbells._redis.lrange("celery", 0, -1)
+    rings = [ring_of("celery", entry) for entry in reversed(entries)]
+    assert [ring.id for ring in rings if ring] == told
+
+
+@pytest.mark.usefixtures("served")
+def test_a_batch_that_cannot_be_written_comes_after_the_answers_before_it(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger_enqueue, "BATCH", 10)
+    good = [new_job("echo") for _ in range(25)]
+    bad = replace(new_job("echo"), group_id="a lone surrogate: \ud800")
+    told = []
+    with pytest.raises(Refused):
+        for answer in client.enqueue_stream(iter([*good, bad, *good[:1]])):
+            assert isinstance(answer, Enqueued)
+            told.append(answer.id)
+    assert told == [job.id for job in good[:20]]
+    assert client.counts() == {State.QUEUED: 20}
 
 
 @pytest.mark.usefixtures("served")
@@ -392,7 +463,7 @@ def test_a_stream_while_redis_is_away_keeps_few_doorbells(
         own = settings.model_copy(update={"redis_url": type(settings.redis_url)(line.url)})
         with Client(own) as client:
             assert len(list(client.enqueue_stream(new_job("echo") for _ in range(60)))) == 60
-    assert most == [10, 20, 25, 25, 25, 25]
+    assert most == [10, 20, 30, 35, 35, 35], "those that are kept, and a part"
 
 
 @pytest.mark.usefixtures("served")
@@ -401,9 +472,7 @@ def test_a_stream_that_loses_postgres_has_told_what_is_committed_and_may_be_sent
 ) -> None:
     monkeypatch.setattr(ledger_enqueue, "BATCH", 10)
     with proxied(settings.database_url.get_secret_value()) as line:
-        own = settings.model_copy(
-            update={"database_url": type(settings.database_url)(line.url), "connect_timeout": 1.0}
-        )
+        own = settings.model_copy(update={"database_url": type(settings.database_url)(line.url)})
         with Client(own) as client:
 
             def jobs(*, breaks: bool) -> Iterator[NewJob]:
@@ -419,7 +488,9 @@ def test_a_stream_that_loses_postgres_has_told_what_is_committed_and_may_be_sent
                     told.append(answer.id)
             line.heal()
             again = list(client.enqueue_stream(jobs(breaks=False)))
-            assert [answer.id for answer in again[: len(told)]] == told  # type: ignore[union-attr] # no conflict
+            assert told == [answer.id for answer in again[: len(told)]]  # type: ignore[union-attr] # no conflict
+            untold = sum(not answer.created for answer in again) - len(told)  # type: ignore[union-attr] # ditto
+            assert len(told) >= 30 and 0 <= untold <= 10, "only of one batch it is unknown"
             assert client.counts() == {State.QUEUED: 100}
 
 

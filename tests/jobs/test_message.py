@@ -57,7 +57,7 @@ def test_what_the_message_leaves_out_is_what_a_task_sees_when_nothing_is_said() 
 
 @given(st.text(min_size=1, max_size=20), st.text(max_size=20), st.integers(0, 9))
 def test_the_envelope_is_json_whatever_is_in_it(name: str, value: str, priority: int) -> None:
-    assume("\0" not in name and name.encode(errors="ignore").decode() == name)
+    assume("\0" not in name)
     job = new_job(name, [value], {"k": value}, job_id=name, priority=priority)
     said = json.loads(job.message.envelope)
 

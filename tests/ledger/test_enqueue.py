@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from sqlalchemy import Connection
@@ -223,13 +224,14 @@ def test_a_lone_job_that_meets_a_deadlock_is_tried_again(ledger: Ledger) -> None
     assert ledger.execute("SELECT last_value FROM inserts")[0].last_value == 2
 
 
+@pytest.mark.parametrize("bad", [{"message": Message("a NUL: \0", b"")}, {"task": "\ud800"}])
 def test_after_a_batch_that_failed_none_is_inserted(
-    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch, bad: dict[str, Any]
 ) -> None:
-    # Given four batches, of which Postgres refuses the second
+    # Given four batches, of which the second is refused by Postgres, or cannot even be written
     monkeypatch.setattr(enqueue_module, "BATCH", 2)
     jobs = [given.job(f"j{number}") for number in range(8)]
-    jobs[3] = replace(jobs[3], message=Message("a NUL: \0", b""))
+    jobs[3] = replace(jobs[3], **bad)
     # When they are enqueued
     parts = enqueue_in_parts(ledger, jobs)
     assert [answer.id for answer in next(parts)] == ["j0", "j1"]  # type: ignore[union-attr] # no conflict

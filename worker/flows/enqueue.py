@@ -30,8 +30,8 @@ CATALOGUE_SECONDS: Final = 5.0
 
 
 class Door:
-    """Where the threads of one producer enqueue: jobs that come one by one, a commit and a push of
-    doorbells for those who come together; and streams.
+    """Where the threads of one producer enqueue. Those who come together with single jobs share a
+    commit and a push of doorbells; a stream has its own.
 
     Args:
         ledger: where the jobs go.
@@ -51,7 +51,7 @@ class Door:
             Conflict: another job has its id or key.
             Unavailable: Postgres is away.
         """
-        self.check(job)
+        self._check(job)
         return self._together.enqueue(job)
 
     def enqueue_stream(self, jobs: Iterable[NewJob]) -> Generator[Enqueued | Conflict, None, None]:
@@ -59,7 +59,7 @@ class Door:
 
         Raises:
             InvalidRequest: a job cannot be. Like whatever else `jobs` raises, it comes after the
-                answers to all jobs before it.
+                answers to all jobs before it, unless one of these failed.
             Refused: Postgres refuses a part; those before it were answered.
             Unavailable: Postgres is away; what was not answered may be sent again.
         """
@@ -94,8 +94,7 @@ class Door:
                 check(catalogue, job)
             yield job
 
-    def check(self, job: NewJob) -> None:
-        """Make sure that `job` fits what workers have published; see the function `check`."""
+    def _check(self, job: NewJob) -> None:
         if not self._is_known(job):
             check(self._read_catalogue(), job)
 

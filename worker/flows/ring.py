@@ -43,6 +43,7 @@ class Ringing:
         self._doorbells = doorbells
         self._late: list[Ring] = []
         self._told = 0  # of how many the log says that they are late
+        self._left = 0  # how many are the keeper's to ring
         self._not_before = 0.0
 
     def __enter__(self) -> Self:
@@ -54,15 +55,17 @@ class Ringing:
                 "%d jobs are durable, their doorbells are late: %s",
                 len(self._late), "Redis was away a moment ago.",
             )  # fmt: skip
+        if self._left:
+            logger.warning("%d doorbells too many were late: the keeper rings.", self._left)
 
     def add(self, rings: Sequence[Ring]) -> None:
         """Ring for these too, or later."""
         self._late += rings
-        del self._late[LATE_MOST:]
-        if time.monotonic() < self._not_before:
-            return
-        if ring(self._doorbells, self._late):
-            self._late, self._told = [], 0
-        else:
+        if time.monotonic() >= self._not_before:
+            if ring(self._doorbells, self._late):
+                self._late, self._told = [], 0
+                return
             self._told = len(self._late)
             self._not_before = time.monotonic() + AWAY_PAUSE
+        self._left += len(self._late[LATE_MOST:])
+        del self._late[LATE_MOST:]

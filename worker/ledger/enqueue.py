@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from contextlib import suppress
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
+from contextlib import closing
 from typing import Final, ParamSpec, Self, TypeVar
 
 from sqlalchemy import Connection
@@ -61,7 +62,8 @@ def enqueue(
     for job in jobs:
         checked_id(job.id)
     if not atomic:
-        return [answer for part in enqueue_in_parts(ledger, jobs) for answer in part]
+        with closing(enqueue_in_parts(ledger, jobs)) as parts:
+            return [answer for part in parts for answer in part]
     return list(ledger.run(lambda connection: _insert_all_or_none(connection, jobs)))
 
 
@@ -73,13 +75,14 @@ def enqueue_in_parts(
     """Insert `jobs` and commit, batch by batch; yields the answers of each, in order.
 
     Jobs are taken as they are needed: while Postgres inserts one batch and `on_committed` has the
-    one before, the caller makes the next ready. A batch is closed after `OPEN` seconds, when the
-    next job comes. Who stops in the middle leaves at most `AHEAD` batches behind that are
-    committed and not told; after an error it is one more.
+    one before, the caller makes the next ready. Who stops in the middle leaves at most `AHEAD`
+    batches behind that are committed and not told; after an error it is one more, of which it is
+    unknown.
 
     Args:
         ledger: where.
-        jobs: any number, with ids that were checked. What it raises ends everything at once.
+        jobs: any number, with ids that were checked. What it raises ends everything at once. Where
+            it is no list, a batch that is `OPEN` seconds old is closed when the next job comes.
         on_committed: given the doorbells of each batch in their order, before its answers are
             yielded; by another thread, unless everything is one batch of a list.
 
@@ -87,7 +90,8 @@ def enqueue_in_parts(
         Refused: Postgres refuses a batch; those before it are told.
         Unavailable: Postgres is away; what was not answered may be sent again.
     """
-    parts = batches(jobs, BATCH, size_of, seconds=OPEN)
+    is_list = isinstance(jobs, Sequence)
+    parts = batches(jobs, BATCH, size_of, seconds=math.inf if is_list else OPEN)
     if isinstance(jobs, Sequence) and len(jobs) <= BATCH:
         first = next(parts, [])
         if len(first) == len(jobs):
@@ -102,11 +106,11 @@ def enqueue_in_parts(
             try:
                 inserting.begin(part)
             except Exception:
-                yield from inserting.end_all()
+                yield from inserting.take_rest()
                 raise
-            while inserting.is_full or inserting.has_news:
-                yield inserting.end()
-        yield from inserting.end_all()
+            while inserting.is_full or inserting.has_answers:
+                yield inserting.take()
+        yield from inserting.take_rest()
 
 
 def _insert_alone(ledger: Ledger, batch: Sequence[NewJob]) -> list[Enqueued | Conflict]:
@@ -129,9 +133,9 @@ class _Inserting:
 
     def __init__(self, ledger: Ledger, on_committed: Callable[[Sequence[Ring]], object]) -> None:
         self._ledger, self._on_committed = ledger, on_committed
-        self._first, self._second = (
-            ThreadPoolExecutor(1, name) for name in ("enqueue", "enqueue-committed")
-        )
+        self._inserter = ThreadPoolExecutor(1, "enqueue")
+        self._passer = ThreadPoolExecutor(1, "enqueue-committed")
+        self._has_threads = True
         self._begun: deque[Future[list[Enqueued | Conflict]]] = deque()
         self._failed = False
 
@@ -139,32 +143,50 @@ class _Inserting:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._first.shutdown(cancel_futures=True)
-        self._second.shutdown()  # what is committed is passed on
+        self._inserter.shutdown(cancel_futures=True)
+        self._passer.shutdown()  # what is committed is passed on
 
     @property
     def is_full(self) -> bool:
-        """Whether one must be ended before another begins."""
+        """Whether answers must be taken before another batch begins."""
         return len(self._begun) > AHEAD
 
     @property
-    def has_news(self) -> bool:
-        """Whether the first that was not ended can be at once."""
+    def has_answers(self) -> bool:
+        """Whether the next answers can be taken at once."""
         return bool(self._begun) and self._begun[0].done()
 
     def begin(self, part: Sequence[NewJob]) -> None:
         """Insert `part` once those before it are inserted."""
-        rows = _submit(self._first, self._insert, part, arrays_of(part))
-        self._begun.append(_submit(self._second, self._pass_on, part, rows))
+        inserted = self._submit(self._inserter, self._insert, part, arrays_of(part))
+        self._begun.append(self._submit(self._passer, self._pass_on, part, inserted))
 
-    def end(self) -> list[Enqueued | Conflict]:
-        """The answers of the first batch that was not ended yet."""
+    def take(self) -> list[Enqueued | Conflict]:
+        """The answers of the first batch whose answers were not taken yet."""
         return self._begun.popleft().result()
 
-    def end_all(self) -> Iterator[list[Enqueued | Conflict]]:
-        """The answers of each batch that was not ended yet."""
+    def take_rest(self) -> Iterator[list[Enqueued | Conflict]]:
+        """The answers of each batch whose answers were not taken yet."""
         while self._begun:
-            yield self.end()
+            yield self.take()
+
+    def _submit(
+        self, thread: ThreadPoolExecutor, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+    ) -> Future[T]:
+        """`work` by `thread`; here, once no thread can start any more: the interpreter is at its
+        end, or the system has no more of them."""
+        if self._has_threads:
+            try:
+                return thread.submit(work, *args, **kwargs)
+            except RuntimeError:
+                self._has_threads = False  # for good: its work may stand in line there all the same
+        wait(self._begun)
+        done: Future[T] = Future()
+        try:
+            done.set_result(work(*args, **kwargs))
+        except Exception as exc:
+            done.set_exception(exc)
+        return done
 
     def _insert(self, part: Sequence[NewJob], arrays: dict[str, str]) -> _Inserted:
         if self._failed:
@@ -188,21 +210,6 @@ class _Inserting:
             told = answers_if_new(part, new)
         self._on_committed(rings_of(told))
         return told
-
-
-def _submit(
-    thread: ThreadPoolExecutor, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs
-) -> Future[T]:
-    """`work` by the thread, or here when none can start any more: the interpreter is at its end,
-    or the system has no more of them."""
-    with suppress(RuntimeError):
-        return thread.submit(work, *args, **kwargs)
-    done: Future[T] = Future()
-    try:
-        done.set_result(work(*args, **kwargs))
-    except Exception as exc:
-        done.set_exception(exc)
-    return done
 
 
 def _insert_all_or_none(
