@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import get_context
 
 import pytest
 from hypothesis import given
@@ -55,3 +57,18 @@ def test_the_bound_counts_bytes(letter: str) -> None:
 def test_what_the_ledger_cannot_hold_is_refused(bad: object) -> None:
     with pytest.raises(MalformedId):
         checked_id(bad)
+
+
+def test_threads_and_forks_make_ids_of_their_own() -> None:
+    new_id()  # some random digits are kept by now
+    with ThreadPoolExecutor(8) as threads:
+        made = [job_id for some in threads.map(lambda _: _ids(500), range(8)) for job_id in some]
+    with get_context("fork").Pool(2) as children:
+        made += [job_id for some in children.map(_ids, [500] * 4, 1) for job_id in some]
+    made += _ids(500)
+
+    assert len({job_id[14:] for job_id in made}) == len(made) == 6500, "their random digits differ"
+
+
+def _ids(count: int) -> list[str]:
+    return [new_id() for _ in range(count)]
