@@ -61,10 +61,12 @@ def enqueue(
     """
     for job in jobs:
         checked_id(job.id)
-    if not atomic:
-        with closing(enqueue_in_parts(ledger, jobs)) as parts:
-            return [answer for part in parts for answer in part]
-    return list(ledger.run(lambda connection: _insert_all_or_none(connection, jobs)))
+    if atomic:
+        return ledger.run(lambda connection: _insert_all_or_none(connection, jobs))
+    if len(jobs) == 1:
+        return [_insert_one(ledger, jobs[0])]
+    with closing(enqueue_in_parts(ledger, jobs)) as parts:
+        return [answer for part in parts for answer in part]
 
 
 def enqueue_in_parts(
@@ -96,7 +98,9 @@ def enqueue_in_parts(
         first = next(parts, [])
         if len(first) == len(jobs):
             if first:
-                told = _insert_alone(ledger, first)
+                told = (
+                    [_insert_one(ledger, first[0])] if len(first) == 1 else _insert(ledger, first)
+                )
                 on_committed(rings_of(told))
                 yield told
             return
@@ -113,9 +117,12 @@ def enqueue_in_parts(
         yield from inserting.take_rest()
 
 
-def _insert_alone(ledger: Ledger, batch: Sequence[NewJob]) -> list[Enqueued | Conflict]:
-    lone = insert_at_once(ledger, batch[0]) if len(batch) == 1 else None
-    return [lone] if lone else ledger.run_each(lambda connection: insert(connection, batch))
+def _insert_one(ledger: Ledger, job: NewJob) -> Enqueued | Conflict:
+    return insert_at_once(ledger, job) or _insert(ledger, [job])[0]
+
+
+def _insert(ledger: Ledger, batch: Sequence[NewJob]) -> list[Enqueued | Conflict]:
+    return ledger.run_each(lambda connection: insert(connection, batch))
 
 
 def rings_of(told: Iterable[Enqueued | Conflict]) -> list[Ring]:
