@@ -55,7 +55,7 @@ def redis_server() -> Iterator[RedisServer]:
             server.start()
             yield server
         finally:
-            server.stop()
+            server.kill()  # its data go with it, and one that cannot write them does not end
 
 
 class Databases:
