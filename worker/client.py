@@ -103,7 +103,8 @@ class Client:
         one comes a second after the first of them, or at the end of `jobs`, which therefore must
         not wait for an answer. Up to three thousand are in memory, and 48 MiB of payloads with
         several times as much to write them. Who stops in the middle, or meets an error, may have
-        enqueued those without an answer; `key` or `job_id` make a repeat safe.
+        enqueued those without an answer; `key` or `job_id` make a repeat safe. A fork must not go
+        on with a stream of its parent.
 
         Example:
             jobs = (new_job("mail.send", [address]) for address in addresses)

@@ -248,9 +248,7 @@ def test_a_stream_is_answered_in_its_order_each_job_durable_and_rung_for(
         assert client.doorbells._redis.llen("celery") >= len(told)
     assert told == [job.id for job in jobs]
     assert client.counts() == {State.QUEUED: 75}
-    entries: Any = client.doorbells._redis.lrange("celery", 0, -1)
-    rings = [ring_of("celery", entry) for entry in reversed(entries)]
-    assert [ring.id for ring in rings if ring] == told, "they run in their order"
+    assert rung(client) == told, "they run in their order"
 
 
 @pytest.mark.usefixtures("served")
@@ -333,16 +331,23 @@ def test_a_slow_source_keeps_no_job_waiting_for_the_thousandth(
 ) -> None:
     # Given a source so slow that each job finds the batch before it old
     monkeypatch.setattr(ledger_enqueue, "OPEN", -1.0)
-    rung = []
+    came = []
 
     def slow() -> Iterator[NewJob]:
         for number in range(6):
             yield new_job("echo")
-            rung.append(until_rung(client, number))
+            came.append(until_rung(client, number))
 
     assert len(list(client.enqueue_stream(slow()))) == 6
     # Then, when it is asked for the next one, all but the last have doorbells, or get them soon
-    assert rung == [True] * 6
+    assert came == [True] * 6
+
+
+def rung(client: Client) -> list[str]:
+    """The ids of the jobs with doorbells, first to be popped first."""
+    entries: Any = client.doorbells._redis.lrange("celery", 0, -1)
+    rings = [ring_of("celery", entry) for entry in reversed(entries)]
+    return [ring.id for ring in rings if ring]
 
 
 def until_rung(client: Client, count: int) -> bool:
@@ -405,9 +410,7 @@ def test_a_stream_goes_on_when_no_thread_can_start_any_more(
 
     assert told == [job.id for job in jobs]
     assert len(calls) == of, "it stays with what it has found"
-    entries: Any = client.doorbells._redis.lrange("celery", 0, -1)
-    rings = [ring_of("celery", entry) for entry in reversed(entries)]
-    assert [ring.id for ring in rings if ring] == told
+    assert rung(client) == told
 
 
 @pytest.mark.usefixtures("served")

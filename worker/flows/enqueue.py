@@ -51,7 +51,8 @@ class Door:
             Conflict: another job has its id or key.
             Unavailable: Postgres is away.
         """
-        self._check(job)
+        if not self._is_known(job):
+            check(self._read_catalogue(), job)
         return self._together.enqueue(job)
 
     def enqueue_stream(self, jobs: Iterable[NewJob]) -> Generator[Enqueued | Conflict, None, None]:
@@ -93,10 +94,6 @@ class Door:
                 catalogue = self._read_catalogue()
                 check(catalogue, job)
             yield job
-
-    def _check(self, job: NewJob) -> None:
-        if not self._is_known(job):
-            check(self._read_catalogue(), job)
 
     def _is_known(self, job: NewJob) -> bool:
         """Whether `job` fits what was read lately; one round trip then is enough for it."""

@@ -64,7 +64,7 @@ def enqueue(
     if atomic:
         return ledger.run(lambda connection: _insert_all_or_none(connection, jobs))
     if len(jobs) == 1:
-        return [_insert_one(ledger, jobs[0])]
+        return _insert(ledger, jobs)
     with closing(enqueue_in_parts(ledger, jobs)) as parts:
         return [answer for part in parts for answer in part]
 
@@ -92,15 +92,12 @@ def enqueue_in_parts(
         Refused: Postgres refuses a batch; those before it are told.
         Unavailable: Postgres is away; what was not answered may be sent again.
     """
-    is_list = isinstance(jobs, Sequence)
-    parts = batches(jobs, BATCH, size_of, seconds=math.inf if is_list else OPEN)
+    parts = batches(jobs, BATCH, size_of, math.inf if isinstance(jobs, Sequence) else OPEN)
     if isinstance(jobs, Sequence) and len(jobs) <= BATCH:
         first = next(parts, [])
         if len(first) == len(jobs):
             if first:
-                told = (
-                    [_insert_one(ledger, first[0])] if len(first) == 1 else _insert(ledger, first)
-                )
+                told = _insert(ledger, first)
                 on_committed(rings_of(told))
                 yield told
             return
@@ -117,12 +114,9 @@ def enqueue_in_parts(
         yield from inserting.take_rest()
 
 
-def _insert_one(ledger: Ledger, job: NewJob) -> Enqueued | Conflict:
-    return insert_at_once(ledger, job) or _insert(ledger, [job])[0]
-
-
 def _insert(ledger: Ledger, batch: Sequence[NewJob]) -> list[Enqueued | Conflict]:
-    return ledger.run_each(lambda connection: insert(connection, batch))
+    lone = insert_at_once(ledger, batch[0]) if len(batch) == 1 else None
+    return [lone] if lone else ledger.run_each(lambda connection: insert(connection, batch))
 
 
 def rings_of(told: Iterable[Enqueued | Conflict]) -> list[Ring]:
