@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import hypothesis
+import kombu.pools
 import pytest
 
 from tests import servers
@@ -20,6 +21,9 @@ from worker.stack.redis import RedisServer
 # A slow machine is no fault of an example.
 hypothesis.settings.register_profile("house", deadline=None)
 hypothesis.settings.load_profile("house")
+
+#: How many files and sockets a process of tests may hold in the end; it holds some 100.
+DESCRIPTORS = 400
 
 _FAILED = pytest.StashKey[bool]()
 
@@ -111,6 +115,20 @@ def processes(
     started.kill_all()
     if request.node.stash.get(_FAILED, False):
         print(started.report())  # pytest shows it with the failure
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _tests_close_what_they_open() -> Iterator[None]:
+    """Past 1,024 descriptors `select` fails, in whichever test comes then."""
+    yield
+    assert len(os.listdir("/dev/fd")) < DESCRIPTORS
+
+
+@pytest.fixture(autouse=True)
+def _no_connections_are_left() -> Iterator[None]:
+    """kombu keeps the connections of an app in its own pools, also when the app is closed."""
+    yield
+    kombu.pools.reset()
 
 
 @pytest.hookimpl(wrapper=True)

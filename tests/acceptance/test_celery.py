@@ -286,6 +286,25 @@ def test_jobs_of_a_producer_without_the_ledger_are_adopted(
     old.close()
 
 
+def test_an_app_that_is_closed_leaves_no_connection_to_postgres(
+    service: Service, settings: Settings
+) -> None:
+    def connections() -> int:
+        ((count,),) = service.client.ledger.execute(
+            "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'celery-ledger closing'"
+        )
+        return int(count)
+
+    with durable(Celery("closing", set_as_current=False), settings) as app:
+        app.send_task("test.add", [1, 1])
+        assert connections() == 1
+    service.until(lambda: connections() == 0, what="Postgres sees that the app is gone")
+
+    with durable(Celery("closing", set_as_current=False), settings):
+        pass
+    assert connections() == 0  # one that was never used opens none to close
+
+
 def test_cancelling_a_running_job_drops_its_result_and_ends_its_child(service: Service) -> None:
     service.worker("prefork", 2)
     job_id = service.enqueue("test.hold", service.log, service.gate)

@@ -54,6 +54,7 @@ from __future__ import annotations
 import json
 import os
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ Event = dict[str, Any]
 
 
 class Journal:
-    """One process's append-only file of events.
+    """One process's append-only file of events, closed when nobody has the journal any more.
 
     Args:
         path: the file; made when missing.
@@ -71,6 +72,8 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        # Not at exit: threads may note things until the process is gone.
+        weakref.finalize(self, os.close, self._file).atexit = False
 
     def note(self, event: str, **fields: Any) -> None:
         """Append one event, with the time it is noted at."""

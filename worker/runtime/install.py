@@ -54,6 +54,11 @@ class Durability:
             connections=PRODUCER_CONNECTIONS,
         )
 
+    def close(self) -> None:
+        """Close the idle connections to Postgres, if there are any; another use opens new ones."""
+        if "ledger" in vars(self):  # else it was never used
+            self.ledger.close()
+
     def fence_of(self, job_id: str) -> Fence | None:
         """The fence under which this worker holds the job, if it is one and does."""
         return self.process.claims.fence_of(job_id) if self.process else None
@@ -119,6 +124,7 @@ def durable(app: Celery, settings: Settings | None = None) -> Celery:
     )
     app.control_cls = "worker.runtime.control:LedgerControl"
     _let_producers_do_without_redis(app)
+    _close_the_ledger_too(app)
     from worker.runtime.prepare import prepare
 
     prepare(app)
@@ -160,6 +166,17 @@ def _let_producers_do_without_redis(app: Celery) -> None:
         return connect(url, *args, transport_options=options, **kwargs)
 
     app.connection_for_write = connection_for_write  # type: ignore[method-assign] # for this app
+
+
+def _close_the_ledger_too(app: Celery) -> None:
+    """An app that is closed, or used as a context manager, leaves no connection to Postgres."""
+    close_app = app.close
+
+    def close() -> None:
+        close_app()
+        durability_of(app).close()
+
+    app.close = close  # type: ignore[method-assign] # for this app
 
 
 def _refuse_unsupported(app: Celery) -> None:
