@@ -22,8 +22,8 @@ from worker.stack.redis import RedisServer
 hypothesis.settings.register_profile("house", deadline=None)
 hypothesis.settings.load_profile("house")
 
-#: How many files and sockets a process of tests may hold in the end; it holds some 100.
-DESCRIPTORS = 400
+#: How many files and sockets a process of tests may hold in the end; it holds some 60.
+DESCRIPTORS = 200
 
 _FAILED = pytest.StashKey[bool]()
 
