@@ -78,7 +78,7 @@ class Client:
             job_id=job_id,
             max_bytes=self.settings.payload_max_bytes,
         )
-        return self._door.enqueue(job)
+        return self._door.enqueue(job, (args, kwargs or {}))
 
     def enqueue_many(
         self, jobs: Sequence[NewJob], *, atomic: bool = False

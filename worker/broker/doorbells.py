@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from json.encoder import encode_basestring_ascii
@@ -16,6 +16,7 @@ import redis
 from worker.broker import scripts, stock
 from worker.broker.address import client_at, close
 from worker.broker.faults import translated
+from worker.broker.kept import Kept
 from worker.errors import BrokerRefused
 from worker.jobs.job import Ring
 from worker.jobs.queues import SEPARATOR
@@ -77,6 +78,7 @@ class Doorbells:
     def __init__(self, url: str, timeout: float = 5.0) -> None:
         self._redis = client_at(url, timeout)
         self._timeout = timeout
+        self._kept: Kept | None = Kept(self._redis)
         self._ring = self._redis.register_script(scripts.RING)
         self._pop = self._redis.register_script(scripts.POP)
         self._restore = self._redis.register_script(scripts.RESTORE)
@@ -86,6 +88,7 @@ class Doorbells:
         """Doorbells on a client that somebody else, such as a kombu channel, keeps."""
         self = cls.__new__(cls)
         self._redis, self._timeout = client, 5.0
+        self._kept = None
         self._ring = client.register_script(scripts.RING)
         self._pop = client.register_script(scripts.POP)
         self._restore = client.register_script(scripts.RESTORE)
@@ -93,15 +96,20 @@ class Doorbells:
 
     def close(self) -> None:
         """Close every connection."""
+        if self._kept is not None:
+            self._kept.close()
         close(self._redis)
 
-    def ring(self, rings: Iterable[Ring]) -> None:
+    def ring(self, rings: Sequence[Ring]) -> None:
         """Push a doorbell for each job; one round trip for each list and thousand.
 
         Raises:
             BrokerRefused: Redis refuses some list; the others have their doorbells.
             Unavailable: Redis is away or full; the keeper rings later.
         """
+        if len(rings) == 1:
+            self._push(rings[0].list, [entry_of(rings[0])])
+            return
         by_list = groupby(sorted(rings, key=lambda ring: ring.list), key=lambda ring: ring.list)
         refused: BrokerRefused | None = None
         for name, group in by_list:
@@ -116,7 +124,9 @@ class Doorbells:
         keys = [name, bell_of(queue_of(name))]
         with translated():
             for start in range(0, len(entries), BATCH):
-                self._ring(keys=keys, args=entries[start : start + BATCH])
+                part = entries[start : start + BATCH]
+                if self._kept is None or not self._kept.run(self._ring, keys, part):
+                    self._ring(keys=keys, args=part)
 
     def pop(self, lists: Sequence[str], most: int) -> list[Popped]:
         """Take up to `most` entries, from the first list first, without waiting.

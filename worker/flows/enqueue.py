@@ -7,9 +7,9 @@ import json
 import logging
 import math
 import time
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
-from typing import Final
+from typing import Any, Final
 
 from worker.broker.doorbells import Doorbells
 from worker.errors import Conflict, InvalidRequest, UnknownQueue, UnknownTask
@@ -23,6 +23,10 @@ from worker.ledger.database import Ledger
 from worker.ledger.together import GroupCommit
 
 logger = logging.getLogger(__name__)
+
+#: A job's args and kwargs.
+Arguments = tuple[Sequence[Any], Mapping[str, Any]]
+_decode = json.JSONDecoder().decode  # as `json.loads`, which looks for an encoding first
 
 #: Seconds for which a job is accepted by what workers had published; it is refused only by what
 #: they have published now.
@@ -43,15 +47,19 @@ class Door:
         self._together = GroupCommit(ledger, lambda rings: ring(doorbells, rings))
         self._known: tuple[float, Catalogue] | None = None
 
-    def enqueue(self, job: NewJob) -> Enqueued:
+    def enqueue(self, job: NewJob, arguments: Arguments | None = None) -> Enqueued:
         """Check `job`, make it durable, and ring for it if it is due.
+
+        Args:
+            job: made for this call.
+            arguments: what its message was made of, where that is at hand.
 
         Raises:
             UnknownTask, UnknownQueue, ArgumentsMismatch, MalformedId: it cannot be.
             Conflict: another job has its id or key.
             Unavailable: Postgres is away.
         """
-        if not self._is_known(job):
+        if not self._is_known(job, arguments):
             check(self._read_catalogue(), job)
         return self._together.enqueue(job)
 
@@ -95,12 +103,12 @@ class Door:
                 check(catalogue, job)
             yield job
 
-    def _is_known(self, job: NewJob) -> bool:
+    def _is_known(self, job: NewJob, arguments: Arguments | None) -> bool:
         """Whether `job` fits what was read lately; one round trip then is enough for it."""
         known = self._known
         if known is not None and time.monotonic() - known[0] < CATALOGUE_SECONDS:
             with suppress(InvalidRequest):
-                check(known[1], job)
+                check(known[1], job, arguments)
                 return True
         return False
 
@@ -142,10 +150,15 @@ def catalogue_of(ledger: Ledger) -> Catalogue:
     return catalogue
 
 
-def check(catalogue: Catalogue, job: NewJob) -> None:
+def check(catalogue: Catalogue, job: NewJob, arguments: Arguments | None = None) -> None:
     """Make sure that some worker knows the job's task, its arguments fit, and its queue is served.
 
     An empty catalogue accepts everything.
+
+    Args:
+        catalogue: what workers have published.
+        job: whether it can be.
+        arguments: what its message was made of, where that is at hand.
 
     Raises:
         UnknownTask, UnknownQueue, ArgumentsMismatch: it is not so.
@@ -163,7 +176,7 @@ def check(catalogue: Catalogue, job: NewJob) -> None:
             f"{_hint(job.queue, catalogue.queues)};"
             f" start one with `worker run --queues {job.queue}`."
         )
-    args, kwargs, _ = json.loads(job.message.body)
+    args, kwargs = arguments or _decode(job.message.body.decode())[:2]
     check_arguments(job.task, catalogue.tasks[job.task], args, kwargs)
 
 

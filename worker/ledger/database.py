@@ -32,6 +32,7 @@ _TRIES = 5
 ANSWERS = 2
 #: Seconds after which Postgres ends a transaction of ours that does nothing; none should.
 IDLE_TRANSACTION_SECONDS = 5
+_CURSOR = "celery-ledger's cursor"
 
 # An operator's own shorter limit stays. A pooler gives a number of its own for that of the server's
 # process: behind one, what is prepared may be asked for elsewhere, and a setting is others' too.
@@ -86,6 +87,7 @@ class Ledger:
             pool_timeout=connect_timeout,
             isolation_level="AUTOCOMMIT",  # outside of `transaction`
             hide_parameters=True,  # bodies and results must not get into a log
+            pool_reset_on_return=None,  # nobody gives back a transaction: see `_together`
             pool_pre_ping=False,  # one more round trip; a dead connection is met by a retry
             connect_args={
                 "application_name": name[:63],
@@ -206,9 +208,9 @@ class Ledger:
         with translated():
             connection: Any = engine.raw_connection()
             try:
-                with connection.cursor() as cursor:
-                    cursor.execute(statement.words(connection.info, cursor.execute), parameters)
-                    return list(cursor.fetchall())
+                cursor = _cursor_of(connection)
+                cursor.execute(statement.words(connection.info, cursor.execute), parameters)
+                return list(cursor.fetchall())
             except psycopg2.Error as exc:
                 if prepared.gives_up(exc, connection.info):
                     return None
@@ -242,6 +244,14 @@ class Ledger:
             *_, planned = cursor.fetchone()
         connection.commit()
         prepared.begin(record.info, are_kept=planned is not None)
+
+
+def _cursor_of(connection: Any) -> Any:
+    """A cursor that lives as long as the connection: one for each statement takes longer."""
+    cursor = connection.info.get(_CURSOR)
+    if cursor is None:
+        cursor = connection.info[_CURSOR] = connection.cursor()
+    return cursor
 
 
 def _commits_each(driver: Any, *_: Any) -> None:

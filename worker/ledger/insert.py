@@ -75,7 +75,7 @@ _INSERT_PLAIN = Prepared(
     VALUES ('queued', nextval('dispatch_seq'), clock_timestamp(), 1,
             {", ".join(f":{name}" for name in _PLAIN)})
     ON CONFLICT DO NOTHING
-    RETURNING id, list, dispatch_seq
+    RETURNING dispatch_seq
 """),  # noqa: S608 -- constants of this module
 )
 
@@ -180,10 +180,12 @@ def insert_at_once(ledger: Ledger, job: NewJob) -> Enqueued | None:
     """
     if not _is_plain(job):
         return None
-    with translated():
+    try:
         values = _values(job, _PLAIN)
+    except ValueError:
+        return None  # and `insert` says what is wrong with it
     rows = ledger.rows_at_once(_INSERT_PLAIN, values)
-    return Enqueued(job.id, True, Ring(*rows[0])) if rows else None
+    return Enqueued(job.id, True, Ring(job.id, job.list, rows[0][0])) if rows else None
 
 
 def size_of(job: NewJob) -> int:
@@ -201,8 +203,9 @@ def insert_ended(connection: Connection, ended: Sequence[Ended]) -> None:
 
 
 def _is_plain(job: NewJob) -> bool:
-    more = (job.delay, job.expires, job.parent_id, job.group_id)
-    return all(value is None for value in more)
+    return (
+        job.delay is None and job.expires is None and job.parent_id is None and job.group_id is None
+    )
 
 
 def _values(job: NewJob, names: Iterable[str] = _FIELDS) -> dict[str, Any]:

@@ -56,13 +56,23 @@ class NoAnswer(OperationalError):
 class _Call:
     """One statement that is being waited for, and the looks that found it so."""
 
+    patience: Patience
     connection: _Connection
-    most: int
+    times: int
     looks: int = 0
 
     @property
     def is_over(self) -> bool:
-        return self.looks > self.most
+        return self.looks > LOOKS * self.times
+
+    def __enter__(self) -> None:
+        self.patience.begin(self)
+
+    def __exit__(self, kind: object, exc: BaseException | None, trace: object) -> None:
+        self.patience.end(self)
+        if isinstance(exc, Exception) and self.is_over:
+            seconds = self.patience.seconds * self.times
+            raise NoAnswer(f"it has not answered for {seconds:g} s") from exc
 
 
 class Patience:
@@ -80,29 +90,26 @@ class Patience:
         """A watched connection: psycopg2's `connection_factory`."""
         return _Connection(self, dsn)
 
-    @contextmanager
-    def watching(self, connection: _Connection) -> Iterator[None]:
+    def watching(self, connection: _Connection) -> _Call:
         """Bound what `connection` does in the block.
 
         Raises:
             NoAnswer: it took too long.
         """
+        return _Call(self, connection, patience())
+
+    def begin(self, call: _Call) -> None:
+        """From now on `call` is watched."""
         if self._pid != os.getpid():
             self._begin()  # a fork took neither the thread nor whoever held the lock
-        times = patience()
-        call = _Call(connection, LOOKS * times)
         with self._lock:
             self._calls.add(call)
             self._see_to_it()
-        try:
-            yield
-        except Exception as exc:
-            if call.is_over:
-                raise NoAnswer(f"it has not answered for {self.seconds * times:g} s") from exc
-            raise
-        finally:
-            with self._lock:
-                self._calls.discard(call)
+
+    def end(self, call: _Call) -> None:
+        """From now on it is not."""
+        with self._lock:
+            self._calls.discard(call)
 
     def _begin(self) -> None:
         self._lock = threading.RLock()  # a signal handler may come here while its thread is here

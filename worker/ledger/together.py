@@ -75,6 +75,10 @@ class _Line:
             if request not in self._waiting:
                 return False
             self._committing = request
+            if len(self._waiting) == 1:  # and here most are alone
+                self._waiting.clear()
+                request.batch = [request]
+                return True
             of_each_id = {request.job.id: request}
             for other in list(self._waiting):  # a handler of this thread may take some
                 of_each_id.setdefault(other.job.id, other)
