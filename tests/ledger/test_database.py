@@ -23,13 +23,14 @@ from tests.servers import Databases
 from worker.errors import LedgerError, LedgerUnavailable
 from worker.jobs.job import Finish, Message
 from worker.jobs.states import State
+from worker.ledger import database, silence
 from worker.ledger import migrate as migrate_module
-from worker.ledger import silence
 from worker.ledger.database import Ledger
 from worker.ledger.enqueue import enqueue
 from worker.ledger.faults import NotDone, Refused
 from worker.ledger.finish import finish
 from worker.ledger.migrate import check_schema, migrate
+from worker.ledger.prepared import Prepared
 from worker.ledger.silence import Patience, patient
 
 SECRET = "s3cret"
@@ -237,3 +238,51 @@ def test_a_connection_that_keeps_its_statements_for_a_commit_is_given_to_nobody(
     # Then it is written for everybody, by another connection
     assert [row.value for row in ledger.execute("SELECT value FROM kept")] == [1]
     assert left.closed
+
+
+def test_a_connection_that_is_left_in_a_transaction_is_given_to_nobody(ledger: Ledger) -> None:
+    # Given one left as two signals in the middle of `transaction` could leave it
+    ledger.execute("CREATE TABLE left_behind (value int)")
+    with ledger.engine.connect() as connection:
+        left: Any = connection.connection.dbapi_connection
+    left.autocommit = False
+    left.cursor().execute("INSERT INTO left_behind VALUES (1)")
+    # When the ledger is used
+    ledger.execute("INSERT INTO left_behind VALUES (2)")
+    # Then nothing of it is seen
+    assert [row.value for row in ledger.execute("SELECT value FROM left_behind")] == [2]
+    assert left.closed
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_cursor_is_kept_unless_it_holds_much(ledger: Ledger, count: int) -> None:
+    statement = Prepared("kept", text("SELECT number FROM generate_series(1, :count) AS number"))
+    for _ in range(3):
+        rows = ledger.rows_at_once(statement, {"count": count})
+        assert rows == [(number,) for number in range(1, count + 1)]
+    raw: Any = ledger.engine.raw_connection()
+    assert (database._CURSOR in raw.info) is (count == 1)
+    raw.close()
+
+
+def test_a_cursor_goes_with_its_connection(ledger: Ledger) -> None:
+    own = Prepared("own", text("SELECT pg_backend_pid()"))
+    first = ledger.rows_at_once(own, {})
+    assert ledger.rows_at_once(own, {}) == first is not None
+
+    assert (
+        ledger.rows_at_once(
+            Prepared("end", text("SELECT pg_terminate_backend(:pid)")), {"pid": first[0][0]}
+        )
+        is None
+    )
+
+    assert ledger.rows_at_once(own, {}) not in (None, first)
+
+
+def test_a_cursor_bears_an_error(ledger: Ledger) -> None:
+    divided = Prepared("divided", text("SELECT 1 / CAST(:by AS int)"))
+    assert ledger.rows_at_once(divided, {"by": 1}) == [(1,)]
+    with pytest.raises(Refused):
+        ledger.rows_at_once(divided, {"by": 0})
+    assert ledger.rows_at_once(divided, {"by": 1}) == [(1,)]

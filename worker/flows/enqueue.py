@@ -176,8 +176,10 @@ def check(catalogue: Catalogue, job: NewJob, arguments: Arguments | None = None)
             f"{_hint(job.queue, catalogue.queues)};"
             f" start one with `worker run --queues {job.queue}`."
         )
-    args, kwargs = arguments or _decode(job.message.body.decode())[:2]
-    check_arguments(job.task, catalogue.tasks[job.task], args, kwargs)
+    if arguments is None:
+        args, kwargs, _ = _decode(job.message.body.decode())
+        arguments = args, kwargs
+    check_arguments(job.task, catalogue.tasks[job.task], *arguments)
 
 
 def _hint(name: str, known: object) -> str:

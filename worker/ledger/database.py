@@ -33,6 +33,8 @@ ANSWERS = 2
 #: Seconds after which Postgres ends a transaction of ours that does nothing; none should.
 IDLE_TRANSACTION_SECONDS = 5
 _CURSOR = "celery-ledger's cursor"
+#: Bytes of a statement.
+_LITTLE = 1 << 16
 
 # An operator's own shorter limit stays. A pooler gives a number of its own for that of the server's
 # process: behind one, what is prepared may be asked for elsewhere, and a setting is others' too.
@@ -210,7 +212,10 @@ class Ledger:
             try:
                 cursor = _cursor_of(connection)
                 cursor.execute(statement.words(connection.info, cursor.execute), parameters)
-                return list(cursor.fetchall())
+                rows = list(cursor.fetchall())
+                if not _is_little(cursor, rows):
+                    del connection.info[_CURSOR]
+                return rows
             except psycopg2.Error as exc:
                 if prepared.gives_up(exc, connection.info):
                     return None
@@ -252,6 +257,12 @@ def _cursor_of(connection: Any) -> Any:
     if cursor is None:
         cursor = connection.info[_CURSOR] = connection.cursor()
     return cursor
+
+
+def _is_little(cursor: Any, rows: list[Any]) -> bool:
+    """Whether the cursor may go on holding what it sent and got, for nobody knows how long: a
+    number for a job, say, and no bodies."""
+    return len(cursor.query) <= _LITTLE and sum(map(len, rows)) <= 1
 
 
 def _commits_each(driver: Any, *_: Any) -> None:

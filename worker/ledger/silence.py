@@ -193,8 +193,8 @@ class _Connection(PlainConnection):
             super().commit()
 
     def rollback(self) -> None:
-        # The pool does so after each use. Where statements commit by themselves there is nothing to
-        # roll back; psycopg2 would let go of the GIL for it, and a busy process is slow to get it.
+        # SQLAlchemy does so after each use. Where each statement commits, nothing is to be rolled
+        # back; psycopg2 would let go of the GIL for it, and a busy process is slow to get it.
         if self.autocommit and self.get_transaction_status() == TRANSACTION_STATUS_IDLE:
             return
         with self.watching():
