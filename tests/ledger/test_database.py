@@ -23,8 +23,8 @@ from tests.servers import Databases
 from worker.errors import LedgerError, LedgerUnavailable
 from worker.jobs.job import Finish, Message
 from worker.jobs.states import State
-from worker.ledger import database, silence
 from worker.ledger import migrate as migrate_module
+from worker.ledger import prepared, silence
 from worker.ledger.database import Ledger
 from worker.ledger.enqueue import enqueue
 from worker.ledger.faults import NotDone, Refused
@@ -261,7 +261,7 @@ def test_a_cursor_is_kept_unless_it_holds_much(ledger: Ledger, count: int) -> No
         rows = ledger.rows_at_once(statement, {"count": count})
         assert rows == [(number,) for number in range(1, count + 1)]
     raw: Any = ledger.engine.raw_connection()
-    assert (database._CURSOR in raw.info) is (count == 1)
+    assert (prepared._CURSOR in raw.info) is (count == 1)
     raw.close()
 
 

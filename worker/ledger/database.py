@@ -32,9 +32,6 @@ _TRIES = 5
 ANSWERS = 2
 #: Seconds after which Postgres ends a transaction of ours that does nothing; none should.
 IDLE_TRANSACTION_SECONDS = 5
-_CURSOR = "celery-ledger's cursor"
-#: Bytes of a statement.
-_LITTLE = 1 << 16
 
 # An operator's own shorter limit stays. A pooler gives a number of its own for that of the server's
 # process: behind one, what is prepared may be asked for elsewhere, and a setting is others' too.
@@ -210,12 +207,7 @@ class Ledger:
         with translated():
             connection: Any = engine.raw_connection()
             try:
-                cursor = _cursor_of(connection)
-                cursor.execute(statement.words(connection.info, cursor.execute), parameters)
-                rows = list(cursor.fetchall())
-                if not _is_little(cursor, rows):
-                    del connection.info[_CURSOR]
-                return rows
+                return statement.rows(connection, parameters)
             except psycopg2.Error as exc:
                 if prepared.gives_up(exc, connection.info):
                     return None
@@ -249,20 +241,6 @@ class Ledger:
             *_, planned = cursor.fetchone()
         connection.commit()
         prepared.begin(record.info, are_kept=planned is not None)
-
-
-def _cursor_of(connection: Any) -> Any:
-    """A cursor that lives as long as the connection: one for each statement takes longer."""
-    cursor = connection.info.get(_CURSOR)
-    if cursor is None:
-        cursor = connection.info[_CURSOR] = connection.cursor()
-    return cursor
-
-
-def _is_little(cursor: Any, rows: list[Any]) -> bool:
-    """Whether the cursor may go on holding what it sent and got, for nobody knows how long: a
-    number for a job, say, and no bodies."""
-    return len(cursor.query) <= _LITTLE and sum(map(len, rows)) <= 1
 
 
 def _commits_each(driver: Any, *_: Any) -> None:

@@ -27,6 +27,9 @@ AFRESH: Final = "DISCARD PLANS; "
 #: more; of these last Postgres knows several, all of one class.
 _NOT_AS_PREPARED: Final = ("26000", "42", "0A000")
 _KEY: Final = "celery-ledger's plans"
+_CURSOR: Final = "celery-ledger's cursor"
+#: Bytes of a statement that a cursor may hold on to.
+_LITTLE: Final = 1 << 16
 
 
 @dataclass(slots=True)
@@ -99,6 +102,28 @@ class Prepared:
             if not gives_up(exc.orig, proxied.info):
                 raise
         return connection.execute(self.clause, parameters)
+
+    def rows(self, connection: Any, parameters: Mapping[str, Any]) -> list[Any]:
+        """The statement past SQLAlchemy; its rows, as tuples.
+
+        Args:
+            connection: as `Engine.raw_connection` gives it. Its cursor stays with it: to make one
+                for each statement takes longer.
+            parameters: by name.
+
+        Raises:
+            psycopg2.Error: see `gives_up`.
+        """
+        info = connection.info
+        cursor = info.get(_CURSOR)
+        if cursor is None:
+            cursor = info[_CURSOR] = connection.cursor()
+        cursor.execute(self.words(info, cursor.execute), parameters)
+        rows = list(cursor.fetchall())
+        # It holds what it sent and got until its next statement: a number, say, and no bodies.
+        if len(cursor.query) > _LITTLE or sum(map(len, rows)) > 1:
+            del info[_CURSOR]
+        return rows
 
     def words(
         self, info: MutableMapping[str, Any], send: Callable[[str, dict[str, Any]], object]
