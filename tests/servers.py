@@ -20,10 +20,14 @@ from worker.stack.redis import RedisServer
 POSTGRES_OPTIONS = {"max_connections": "200"}
 
 
+#: Bytes of memory at hand from which on the databases of tests stand in it.
+MEMORY = 16 << 30
+
+
 @contextmanager
-def folder() -> Iterator[Path]:
+def folder(where: Path | None = None) -> Iterator[Path]:
     """A short-lived folder that Postgres can use as nobody when the tests run as root."""
-    path = Path(tempfile.mkdtemp(prefix="celery-ledger-"))
+    path = Path(tempfile.mkdtemp(prefix="celery-ledger-", dir=where))
     path.chmod(0o755)
     try:
         yield path
@@ -34,7 +38,7 @@ def folder() -> Iterator[Path]:
 @contextmanager
 def postgres() -> Iterator[PostgresServer]:
     """A running Postgres of its own, with an empty database `ledger`."""
-    with folder() as data:
+    with folder(_memory()) as data:
         server = PostgresServer(data / "postgres", options=POSTGRES_OPTIONS)
         try:
             server.start()
@@ -44,6 +48,18 @@ def postgres() -> Iterator[PostgresServer]:
                 # Its data go with it: no checkpoint of hundreds of databases.
                 os.kill(server.pid, signal.SIGQUIT)
             server.stop()
+
+
+def _memory() -> Path | None:
+    """A place in memory, where there is plenty: hundreds of databases are made and removed."""
+    place = Path("/dev/shm")
+    try:
+        known = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        available = int(known["MemAvailable"].removesuffix("kB")) * 1024
+        is_plenty = min(available, shutil.disk_usage(place).free) >= MEMORY
+    except (OSError, KeyError):
+        return None
+    return place if is_plenty and os.access(place, os.W_OK) else None
 
 
 @contextmanager

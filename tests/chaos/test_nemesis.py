@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections import Counter
 from itertools import islice
 from pathlib import Path
@@ -27,6 +28,7 @@ from tests.chaos.history import Journal
 from tests.chaos.members import Member
 from tests.chaos.nemesis import Nemesis, Stroke, plan
 from tests.chaos.tails import Tail, died_of_poison, moments
+from tests.chaos.watch import Ending
 from tests.processes import Processes
 from tests.proxy import proxied
 from worker.stack.postgres import PostgresServer
@@ -150,6 +152,16 @@ def test_only_what_is_new_is_read_of_growing_files(tmp_path: Path) -> None:
     assert [event["job"] for _, event in tail.new()] == ["a", "b"]
     assert list(tail.new()) == []
     assert moments([journal.path]) == ({("a", 1), ("b", 1)}, {("a", 1)})
+
+
+def test_an_ending_is_timed_though_nobody_looks() -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        began, ending = time.monotonic(), Ending(process.pid)
+        process.kill()
+        process.wait()
+    time.sleep(1.0)  # so long is the nemesis busy elsewhere
+
+    assert began < ending.time() < time.monotonic() - 0.5
 
 
 def test_an_end_needs_a_cause(processes: Processes, tmp_path: Path) -> None:

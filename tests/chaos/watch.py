@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import select
 import selectors
 import threading
+import time
 from pathlib import Path
 
 from tests.chaos.history import Journal
@@ -65,6 +67,32 @@ class DeathWatch:
 
     def _note(self, file: str) -> None:
         self._journal.note("death", file=file, pid=_pid_of(file))
+
+
+class Ending:
+    """When one process ends, to the millisecond, whatever holds up the nemesis meanwhile.
+
+    Args:
+        pid: of a process that runs.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self._descriptor = os.pidfd_open(pid)
+        self._at = 0.0
+        self._thread = threading.Thread(target=self._run, name="ending", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        poll = select.poll()
+        poll.register(self._descriptor, select.POLLIN)
+        poll.poll()
+        self._at = time.monotonic()
+        os.close(self._descriptor)
+
+    def time(self) -> float:
+        """By this machine's monotonic clock; of a process that has ended."""
+        self._thread.join()
+        return self._at
 
 
 def _pid_of(file: str) -> int:

@@ -8,6 +8,7 @@ import time
 
 from tests.chaos.faults.registry import Course, begin, end, fault, met, signal_to, state_of
 from tests.chaos.rig import Rig
+from tests.chaos.watch import Ending
 
 #: Seconds that a worker is waited for that holds jobs.
 HELD_SECONDS = 4.0
@@ -48,15 +49,17 @@ def term_worker(rig: Rig, dice: random.Random) -> Course:
         yield 0.05
     member, held = workers[int(draw * len(workers))]
     process, node, since = member.process, member.node, time.monotonic()
-    if process is None:
+    if process is None or process.pid is None:
         return
+    ending = Ending(process.pid)
     with rig.striking(member):
         begin(rig, "term-worker", node)
         member.end(signal.SIGTERM, "term-worker")
         limit = rig.terms.drain + LATE
         while process.alive and time.monotonic() - since < 4 * limit:
             yield 0.05
-        took = time.monotonic() - since
+        # The nemesis may have restarted a store meanwhile, and not looked.
+        took = (time.monotonic() if process.alive else ending.time()) - since
         code = process.exit_code
         rig.journal.note("drained", worker=node, seconds=took, exit_code=code, held=held)
         if took > limit:
