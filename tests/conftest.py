@@ -31,7 +31,7 @@ _FAILED = pytest.StashKey[bool]()
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgresServer]:
     """The session's Postgres, migrated. Shared: a test that disturbs it takes `own_postgres`."""
-    with servers.postgres() as server:
+    with servers.postgres(servers.memory()) as server:
         _migrate(server.url)
         yield server
 

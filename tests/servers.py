@@ -20,7 +20,7 @@ from worker.stack.redis import RedisServer
 POSTGRES_OPTIONS = {"max_connections": "200"}
 
 
-#: Bytes of memory at hand from which on the databases of tests stand in it.
+#: Bytes of memory at hand from which on the databases of a session stand in it.
 MEMORY = 16 << 30
 
 
@@ -36,9 +36,9 @@ def folder(where: Path | None = None) -> Iterator[Path]:
 
 
 @contextmanager
-def postgres() -> Iterator[PostgresServer]:
+def postgres(where: Path | None = None) -> Iterator[PostgresServer]:
     """A running Postgres of its own, with an empty database `ledger`."""
-    with folder(_memory()) as data:
+    with folder(where) as data:
         server = PostgresServer(data / "postgres", options=POSTGRES_OPTIONS)
         try:
             server.start()
@@ -50,7 +50,7 @@ def postgres() -> Iterator[PostgresServer]:
             server.stop()
 
 
-def _memory() -> Path | None:
+def memory() -> Path | None:
     """A place in memory, where there is plenty: hundreds of databases are made and removed."""
     place = Path("/dev/shm")
     try:
