@@ -129,6 +129,21 @@ def test_a_full_redis_costs_no_connections(own_redis: RedisServer) -> None:
     bells.close()
 
 
+def test_a_connection_to_what_became_a_replica_is_not_kept(own_redis: RedisServer) -> None:
+    bells = Doorbells(own_redis.url)
+    ring(bells, "a")
+    ring(bells, "b")
+    with redis.Redis.from_url(own_redis.url) as client:
+        client.replicaof("127.0.0.1", 1)
+        with pytest.raises(BrokerUnavailable):
+            ring(bells, "c")
+        assert connection_of(bells) is None
+        client.replicaof("NO", "ONE")
+    ring(bells, "d")
+    assert popped(bells) == ["a", "b", "d"]
+    bells.close()
+
+
 def test_a_connection_that_was_idle_for_long_is_not_relied_on(
     rung: Doorbells, client: redis.Redis
 ) -> None:
