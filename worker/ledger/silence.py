@@ -66,10 +66,10 @@ class _Call:
         return self.looks > LOOKS * self.times
 
     def __enter__(self) -> None:
-        self.patience.begin(self)
+        self.patience.watch(self)
 
     def __exit__(self, kind: object, exc: BaseException | None, trace: object) -> None:
-        self.patience.end(self)
+        self.patience.forget(self)
         if isinstance(exc, Exception) and self.is_over:
             seconds = self.patience.seconds * self.times
             raise NoAnswer(f"it has not answered for {seconds:g} s") from exc
@@ -98,16 +98,16 @@ class Patience:
         """
         return _Call(self, connection, patience())
 
-    def begin(self, call: _Call) -> None:
-        """From now on `call` is watched."""
+    def watch(self, call: _Call) -> None:
+        """Look at `call` from now on."""
         if self._pid != os.getpid():
             self._begin()  # a fork took neither the thread nor whoever held the lock
         with self._lock:
             self._calls.add(call)
             self._see_to_it()
 
-    def end(self, call: _Call) -> None:
-        """From now on it is not."""
+    def forget(self, call: _Call) -> None:
+        """Look at it no more."""
         with self._lock:
             self._calls.discard(call)
 
