@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import pickle
 import warnings
 from contextlib import suppress
 from typing import Any
@@ -23,11 +24,11 @@ from worker.errors import ConfigurationError
 from worker.jobs.job import Claim
 from worker.runtime.announcer import Announcer
 from worker.runtime.ending import give_up
+from worker.runtime.outcome import describe
 from worker.runtime.pipes import Pipes
 from worker.runtime.process import Process
 from worker.runtime.rates import Rates
 from worker.runtime.request import ClaimedRequest, received
-from worker.runtime.trace import describe
 
 logger = logging.getLogger(__name__)
 
@@ -205,17 +206,21 @@ class LedgerConsumer(celery_consumer.Consumer):  # type: ignore[misc] # Celery's
             base = symbol_by_name(task.Request)
             bases = (ClaimedRequest,) if base is Request else (ClaimedRequest, base)
             cls = self._requests[task.name] = type("ClaimedRequest", bases, {})
+        # Read once: Celery would read it here, and again where it runs. What holds types of the
+        # user's is read only there: they may not survive the way to a child.
+        decoded = b"__type__" not in message.body
         request = cls(
             message,
-            # Read once: Celery would read it here, and again where it runs.
-            body=_payload(message),
-            decoded=True,
+            body=_payload(message) if decoded else message.body,
+            decoded=decoded,
             app=self.app,
             hostname=self.hostname,
             eventer=self.announcer,
             task=task,
             connection_errors=self.connection_errors,
         )
+        if not decoded:
+            request.request_dict.update(args=(), kwargs={})  # where it runs, they are read again
         request.fence = claim.fence
         request.claims, request.clock = self.process.claims, self.process.clock
         request.finish, request.lose = self.process.finish, self.process.lose
@@ -224,6 +229,8 @@ class LedgerConsumer(celery_consumer.Consumer):  # type: ignore[misc] # Celery's
 
     def _message(self, claim: Claim) -> Message:
         envelope = _read(claim.message.envelope)
+        if "__type__" in claim.message.envelope:
+            pickle.loads(pickle.dumps(envelope))  # noqa: S301 -- fails here, not in a child
         return Message(
             body=claim.message.body,
             delivery_tag=claim.fence.id,

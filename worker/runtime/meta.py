@@ -11,7 +11,7 @@ from celery import states
 from worker.jobs.job import Ended, Job
 from worker.jobs.states import State
 from worker.runtime.execution import ERROR_LIMIT, TRACEBACK_LIMIT, clean
-from worker.runtime.trace import describe
+from worker.runtime.outcome import describe
 
 TO_CELERY: Final = {
     State.RUNNING: states.STARTED,

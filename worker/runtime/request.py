@@ -9,18 +9,18 @@ from weakref import ref
 
 from billiard.exceptions import WorkerLostError
 from celery import signals
-from celery.exceptions import Ignore, InvalidTaskError, Reject, Retry, TaskRevokedError
-from celery.utils.saferepr import saferepr
+from celery.exceptions import InvalidTaskError, TaskRevokedError
 from celery.worker.request import Request
 from celery.worker.state import task_ready
-from kombu.utils.encoding import safe_repr, safe_str
+from kombu.utils.encoding import safe_str
 
 from worker.jobs.job import Fence, Finish
 from worker.jobs.states import State
 from worker.runtime.claims import Claims, Phase
 from worker.runtime.clock import LeaseClock
+from worker.runtime.outcome import Kind, Raised, Traced, describe, exception_of
 from worker.runtime.threads import NoThread
-from worker.runtime.trace import Traced, describe, run_claimed
+from worker.runtime.trace import run_claimed
 
 logger = logging.getLogger(__name__)
 
@@ -141,8 +141,7 @@ class ClaimedRequest(Request):  # type: ignore[misc] # Celery's class is not typ
         self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False
     ) -> None:
         """The pool lost the job: its child died, was terminated, or its answer was unreadable."""
-        exc = exc_info.exception
-        exc = getattr(exc, "exc", exc)
+        exc = exception_of(exc_info)
         if self._already_revoked or self._already_cancelled:
             task_ready(self)
             return
@@ -175,24 +174,15 @@ class ClaimedRequest(Request):  # type: ignore[misc] # Celery's class is not typ
 
     def _announce(self, traced: Traced) -> None:
         """Tell Flower and other listeners what Celery would tell them."""
-        if not traced.failed:
-            self.send_event("task-succeeded", result=traced.value, runtime=traced.runtime)
-            return
-        info = traced.value
-        exc = getattr(info, "exception", None)
-        exc = getattr(exc, "exc", exc)
-        if isinstance(exc, Retry):
-            self.send_event(
-                "task-retried", exception=safe_repr(exc.exc), traceback=safe_str(info.traceback)
-            )
-        elif isinstance(exc, Reject):
-            self.send_event("task-rejected", requeue=exc.requeue)
-        elif not isinstance(exc, Ignore):
-            self.send_event(
-                "task-failed",
-                exception=saferepr(exc),
-                traceback=safe_str(getattr(info, "traceback", "")),
-            )
+        value = traced.value
+        if not isinstance(value, Raised):
+            self.send_event("task-succeeded", result=value, runtime=traced.runtime)
+        elif value.kind is Kind.RETRIED:
+            self.send_event("task-retried", exception=value.said, traceback=value.traceback)
+        elif value.kind is Kind.REJECTED:
+            self.send_event("task-rejected", requeue=value.requeue)
+        elif value.kind is Kind.FAILED:
+            self.send_event("task-failed", exception=value.said, traceback=value.traceback)
 
 
 def received(request: ClaimedRequest, consumer: Any) -> None:

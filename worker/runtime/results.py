@@ -24,7 +24,7 @@ from worker.ledger.insert import insert_ended
 from worker.ledger.read import read
 from worker.runtime.execution import ERROR_LIMIT, Execution, clean, current, running
 from worker.runtime.meta import FROM_CELERY, children_of, ended_of, meta_of
-from worker.runtime.trace import describe
+from worker.runtime.outcome import describe
 
 logger = logging.getLogger(__name__)
 
@@ -219,7 +219,7 @@ class LedgerBackend(BaseBackend):  # type: ignore[misc] # Celery's class is not 
     def _encoded_exception(self, exc: BaseException) -> bytes:
         try:
             return self._encoded(exc, states.FAILURE)
-        except (EncodeError, RecursionError):
+        except Exception:  # whatever its arguments, and what they say of themselves, raise
             # Its arguments cannot be kept; that it happened, and what it said, can.
             kept = {
                 "exc_type": type(exc).__qualname__,

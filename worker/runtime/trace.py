@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import logging
-import traceback
-from dataclasses import dataclass
 from typing import Any
 
 from billiard.common import terminate_handler_fired
-from billiard.einfo import ExceptionInfo
 from celery import current_app
 from celery.app import trace as celery_trace
 from celery.exceptions import Ignore, Reject, WorkerShutdown, WorkerTerminate
 from celery.worker import state as worker_state
 
-from worker.jobs.job import Fence, Finish
+from worker.jobs.job import Fence
 from worker.jobs.states import State
 from worker.runtime.clock import LeaseClock
 from worker.runtime.execution import Execution, running
+from worker.runtime.outcome import (
+    Traced,
+    describe,
+    exception_of,
+    exit_code,
+    text_of,
+    traceback_of,
+    traced,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -26,23 +32,6 @@ TERMINATED = 143
 
 #: What `Task.on_replace` of Celery 5.7 raises `Ignore` with; a contract test pins it.
 REPLACED = "Replaced by new task"
-
-
-@dataclass(frozen=True, slots=True)
-class Traced:
-    """What comes back from the pool.
-
-    Attributes:
-        failed: as Celery's tracer has it.
-        value: the return value's repr, or an ExceptionInfo.
-        runtime: seconds, `None` unless it succeeded.
-        finish: what to write, `None` when the job was not started.
-    """
-
-    failed: int
-    value: Any
-    runtime: float | None
-    finish: Finish | None
 
 
 def run_claimed(
@@ -71,44 +60,34 @@ def run_claimed(
             if not execution.is_decided:
                 _decide(execution, value)
         except (WorkerShutdown, WorkerTerminate) as exc:
-            failed, value, runtime = 1, ExceptionInfo(), None
+            failed, value, runtime = 1, exc, None
             execution.retry = None
             execution.give_back("the task asked its worker to shut down")
-            worker_state.should_stop = exc.code or 0
+            worker_state.should_stop = exit_code(exc.code)
         except BaseException as exc:
             if terminate_handler_fired():
                 raise  # this child is being terminated: the job did not end, its process does
             # Celery lets a MemoryError take down the whole worker, sys.exit() its child, and takes
             # what is no Exception, as asyncio's CancelledError, for the loss of a process.
-            failed, value, runtime = 1, ExceptionInfo(), None
+            failed, value, runtime = 1, exc, None
             execution.retry = None
-            execution.fail(None, None, describe(exc), traceback.format_exc())
+            execution.fail(None, None, describe(exc), traceback_of(exc))
     end = execution.finish()
     if terminate_handler_fired() and end.state is not State.SUCCEEDED:
         raise SystemExit(TERMINATED)  # it failed because it was being terminated
-    return Traced(failed, value, runtime, end)
-
-
-def describe(exc: BaseException) -> str:
-    """One line: the exception's type and what it says."""
-    try:
-        text = str(exc)
-    except Exception:  # an exception may be unable to say what it is
-        text = "(no text)"
-    return f"{type(exc).__qualname__}: {text}" if text else type(exc).__qualname__
+    return traced(failed, value, runtime, end)
 
 
 def _decide(execution: Execution, value: Any) -> None:
     """End an attempt for which Celery marks nothing: Ignore, Reject, an error of its own."""
-    exc = getattr(value, "exception", None)
-    exc = getattr(exc, "exc", exc)  # billiard's ExceptionWithTraceback
+    exc = exception_of(value)
     if isinstance(exc, Ignore):
         if REPLACED in str(exc):
             execution.await_replacement()
         else:
             execution.ignore()
     elif isinstance(exc, Reject):
-        reason = f"rejected by the task: {exc.reason}"
+        reason = f"rejected by the task: {text_of(lambda: str(exc.reason))}"
         if exc.requeue:
             execution.give_back(reason)
         else:
