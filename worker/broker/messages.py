@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from kombu.compression import decompress
 from kombu.utils.json import dumps, loads
 
 from worker.errors import InvalidRequest, LedgerError
@@ -32,7 +33,7 @@ def job_of(queue: str, message: Mapping[str, Any]) -> NewJob | None:
     body = _body(message, properties)
     content_type = message.get("content-type")
     if "task" not in headers or "id" not in headers:
-        first_version = _protocol_1(body, content_type)
+        first_version = _protocol_1(body, content_type, headers)
         if first_version is None:
             return None
         headers, body = first_version
@@ -63,6 +64,18 @@ def job_of(queue: str, message: Mapping[str, Any]) -> NewJob | None:
         group_id=_text(headers.get("group")),
         message=Message(dumps(envelope), body),
     )
+
+
+def carries_task(message: Mapping[str, Any]) -> bool:
+    """Whether `message` is a task's, of either version of Celery's protocol."""
+    headers = message.get("headers") or {}
+    if "task" in headers and "id" in headers:
+        return True
+    body, content_type = (
+        _body(message, message.get("properties") or {}),
+        message.get("content-type"),
+    )
+    return _protocol_1(body, content_type, headers) is not None
 
 
 def foreign_job(list_name: str, entry: bytes) -> NewJob:
@@ -98,12 +111,16 @@ def _body(message: Mapping[str, Any], properties: Mapping[str, Any]) -> bytes:
     return body if isinstance(body, bytes) else str(body).encode()
 
 
-def _protocol_1(body: bytes, content_type: object) -> tuple[dict[str, Any], bytes] | None:
-    """Headers and body of protocol 2 for a message of protocol 1, as `proto1_to_proto2` has it."""
+def _protocol_1(
+    body: bytes, content_type: object, sent: Mapping[str, Any]
+) -> tuple[dict[str, Any], bytes] | None:
+    """Headers and body of protocol 2 for a message of protocol 1, as `proto1_to_proto2` has it;
+    `sent` are the headers that it came with."""
     if content_type != "application/json":
         return None
     try:
-        old = loads(body)
+        compression = sent.get("compression")
+        old = loads(decompress(body, compression) if compression else body)
     except Exception:  # as in `foreign_job`
         return None
     if not isinstance(old, dict) or "task" not in old or "id" not in old:

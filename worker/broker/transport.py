@@ -13,7 +13,8 @@ from kombu.utils.json import dumps
 from worker.broker.address import Address
 from worker.broker.doorbells import Doorbells
 from worker.broker.faults import is_unable
-from worker.broker.messages import job_of
+from worker.broker.messages import carries_task, job_of
+from worker.broker.routing import Binding, Routing
 from worker.errors import Unavailable
 from worker.jobs.job import NewJob, Ring
 
@@ -21,6 +22,9 @@ logger = logging.getLogger(__name__)
 
 #: The key of `broker_transport_options` that holds the writer.
 WRITER: Final = "ledger_writer"
+
+#: The key that holds the `Routing` of the app's jobs.
+ROUTING: Final = "ledger_routing"
 
 #: The key that marks a producer's connection, which bears that Redis is away.
 PATIENT: Final = "ledger_patient"
@@ -135,6 +139,49 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc] # kombu is not typed
             topics = self._get_publish_topics(exchange, routing_key)
             self.heard = sum(int(client.publish(topic, payload)) for topic in topics)
 
+    def basic_publish(
+        self, message: dict[str, Any], exchange: str, routing_key: str, **kwargs: Any
+    ) -> Any:
+        """Publish: a task message becomes exactly one row, and anything else goes as kombu has it.
+
+        kombu would look up the queues in Redis, which forgets bindings and has those of others: a
+        task message would become no row, or several.
+
+        Raises:
+            InvalidRequest: a task message that cannot be a job, or leads to no queue or to several.
+        """
+        options = self.connection.client.transport_options
+        if WRITER not in options or not carries_task(message):
+            return super().basic_publish(message, exchange, routing_key, **kwargs)
+        self._inplace_augment_message(message, exchange, routing_key)
+        kind = self.state.exchanges.get(exchange, {}).get("type")
+        queue = _routing(options).queue_for(exchange, routing_key, kind)
+        self._put(queue, message, **kwargs)
+
+    def queue_bind(
+        self, queue: str, exchange: str | None = None, routing_key: str = "", *args: Any, **kw: Any
+    ) -> None:
+        """Bind `queue`, and remember for which app: its jobs are routed by it."""
+        options = self.connection.client.transport_options
+        if WRITER in options and exchange:
+            kind = self.state.exchanges.get(exchange, {}).get("type") or "direct"
+            _routing(options).bind(Binding(queue, exchange, kind, routing_key or ""))
+        super().queue_bind(queue, exchange, routing_key, *args, **kw)
+
+    def queue_unbind(self, queue: str, exchange: str | None = None, *args: Any, **kw: Any) -> None:
+        """Unbind `queue` from `exchange`."""
+        options = self.connection.client.transport_options
+        if WRITER in options:
+            _routing(options).unbind(queue, exchange)
+        super().queue_unbind(queue, exchange, *args, **kw)
+
+    def queue_delete(self, queue: str, *args: Any, **kw: Any) -> None:
+        """Delete `queue`."""
+        options = self.connection.client.transport_options
+        if WRITER in options:
+            _routing(options).unbind(queue)
+        super().queue_delete(queue, *args, **kw)
+
     def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
         writer: Writer | None = self.connection.client.transport_options.get(WRITER)
         job = job_of(queue, message) if writer is not None else None
@@ -152,6 +199,12 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc] # kombu is not typed
         except Unavailable as exc:
             # The job is committed: the enqueue has succeeded, and the keeper rings later.
             logger.warning("Job %s is durable, its doorbell is late: %s", ring.id, exc)
+
+
+def _routing(options: dict[str, Any]) -> Routing:
+    """The routing of the app whose transport options these are; it has one beside its writer."""
+    routing: Routing = options.setdefault(ROUTING, Routing(tuple))
+    return routing
 
 
 class SentinelChannel(Channel, kombu_redis.SentinelChannel):  # type: ignore[misc] # ditto

@@ -29,6 +29,7 @@ from worker.runtime.pipes import Pipes
 from worker.runtime.process import Process
 from worker.runtime.rates import Rates
 from worker.runtime.request import ClaimedRequest, received
+from worker.runtime.routes import refuse_unserved
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +85,16 @@ class ClaimConsumer:
         return getattr(queue, "name", queue) in self._queues
 
     def add_queue(self, queue: Any) -> None:
-        """Fetch from `queue` too."""
+        """Fetch from `queue` too.
+
+        Raises:
+            ConfigurationError: it is bound to an exchange that no job can be addressed by.
+        """
+        try:
+            refuse_unserved([queue])
+        except ConfigurationError:
+            self._consumer.app.amqp.queues.deselect([queue.name])
+            raise
         self._queues[queue.name] = queue
 
     def cancel_by_queue(self, name: str) -> None:

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 from celery import Celery
 
 from worker.broker.address import Address, read, with_options
-from worker.broker.transport import ADDRESS, PATIENT, WRITER, Channel
+from worker.broker.transport import ADDRESS, PATIENT, ROUTING, WRITER, Channel
 from worker.errors import ConfigurationError
 from worker.jobs.job import Fence, Finish
 from worker.ledger.database import Ledger
 from worker.runtime.publish import Publisher
+from worker.runtime.routes import routing_of
 from worker.settings import Settings
 
 if TYPE_CHECKING:
@@ -150,6 +151,7 @@ def _transport_options(app: Celery, address: Address) -> dict[str, Any]:
         **{k: v for k, v in address.options.items() if k in Channel.from_transport_options},
         **(app.conf.broker_transport_options or {}),
         WRITER: _Writer(durability),
+        ROUTING: routing_of(app),
     }
     options.pop("sentinel_kwargs", None)  # the address has them; `inspect stats` shows these
     if address.sentinels:

@@ -13,6 +13,7 @@ from worker.runtime.ending import drain_at_the_end, give_up
 from worker.runtime.install import durability_of
 from worker.runtime.isolation import become_isolated, die_with_parent
 from worker.runtime.process import Process
+from worker.runtime.routes import refuse_unserved
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +30,8 @@ def prepare(app: Celery) -> None:
             _serve_health(known.process)
 
     def on_set_up(instance: Any, **_: Any) -> None:
+        if instance.app is app:
+            _refuse_unserved(app)
         server = known.process.health.server if known.process is not None else None
         if instance.app is app and server is not None:
             logger.info("Health is served at port %d.", server.port)
@@ -43,6 +46,14 @@ def prepare(app: Celery) -> None:
     signals.celeryd_after_setup.connect(on_set_up, weak=False)  # the log is set up by then
     signals.worker_process_init.connect(on_child, weak=False)
     drain_at_the_end(app)
+
+
+def _refuse_unserved(app: Celery) -> None:
+    """End a worker that is to consume what it cannot serve, before it declares anything."""
+    try:
+        refuse_unserved(app.amqp.queues.consume_from.values())
+    except LedgerError as exc:
+        give_up(exc)
 
 
 def _serve_health(process: Process) -> None:
