@@ -98,8 +98,9 @@ WAYS: dict[str, tuple[Callable[[Celery], Any], str]] = {
     "a route to an exchange": (lambda app: app.send_task("routed.to.direct"), "both"),
     "a router": (lambda app: app.send_task("routed.by.function"), "sport"),
     "a task's options": (
-        lambda app: app.tasks["noop"].apply_async(
-            exchange="news", routing_key="sport.y", countdown=60, **{"reply_to": "me"}),
+        lambda app: app.send_task(
+            "noop", exchange="news", routing_key="sport.y", countdown=60, reply_to="me"
+        ),
         "sport",
     ),
     "a step of a chain": (
