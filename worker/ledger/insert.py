@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import Connection, text
 
-from worker.errors import Conflict
+from worker.errors import Conflict, LedgerUnavailable
 from worker.jobs.job import Ended, Enqueued, NewJob, Ring
 from worker.ledger.arrays import literal
 from worker.ledger.database import Ledger
@@ -17,6 +17,9 @@ from worker.ledger.prepared import Prepared
 
 #: Id, list and dispatch number of a new row; a job that is not due has no number yet.
 NewRow = tuple[str, str, int | None]
+
+#: Inserts of a job that meet a row each time which is gone a moment later.
+TRIES: Final = 5
 
 #: What a new row is made of, with the types of Postgres.
 _FIELDS = {
@@ -117,7 +120,9 @@ _INSERT_ENDED = text("""
 """)
 
 
-def insert(connection: Connection, jobs: Sequence[NewJob]) -> list[Enqueued | Conflict]:
+def insert(
+    connection: Connection, jobs: Sequence[NewJob], tries: int = TRIES
+) -> list[Enqueued | Conflict]:
     """Insert `jobs` on the caller's connection; the answers stand in their order.
 
     Bears to be done in parts; see `worker.ledger.enqueue`.
@@ -125,11 +130,15 @@ def insert(connection: Connection, jobs: Sequence[NewJob]) -> list[Enqueued | Co
     Args:
         connection: in a transaction, or one on which each statement commits by itself.
         jobs: at most a batch.
+        tries: how often, where retention deletes what an insert has met.
+
+    Raises:
+        Unavailable: what an insert meets is gone a moment later, each time.
     """
     new = insert_rows(connection, arrays_of(jobs))
     if len(new) == len(jobs):
         return answers_if_new(jobs, new)
-    return answers_of(connection, jobs, new)
+    return answers_of(connection, jobs, new, tries)
 
 
 def insert_rows(connection: Connection, arrays: dict[str, str]) -> list[NewRow]:
@@ -144,20 +153,23 @@ def answers_if_new(jobs: Sequence[NewJob], new: Sequence[NewRow]) -> list[Enqueu
 
 
 def answers_of(
-    connection: Connection, jobs: Sequence[NewJob], new: Sequence[NewRow]
+    connection: Connection, jobs: Sequence[NewJob], new: Sequence[NewRow], tries: int = TRIES
 ) -> list[Enqueued | Conflict]:
     """The answers to any batch: some jobs were there before, or are doubles of others in it.
+
+    A job that met a row which is gone by now, as retention deletes it, is inserted again.
 
     Args:
         connection: as of `insert`.
         jobs: the batch.
         new: what `insert_rows` made of it.
+        tries: as of `insert`.
     """
     created = _rings_of(new)
     repeated = {job_id for job_id, times in Counter(job.id for job in jobs).items() if times > 1}
     unsure = [job for job in jobs if job.id not in created or job.id in repeated]
     known = _known(connection, unsure) if unsure else {}
-    answers: list[Enqueued | Conflict] = []
+    answers: list[Enqueued | Conflict | None] = []
     for job in jobs:
         # Of several jobs with one id, Postgres may have taken any; the row says which.
         ours = job.id not in repeated or _is_same(known.get(("id", job.id)), job)
@@ -165,7 +177,14 @@ def answers_of(
             answers.append(Enqueued(job.id, True, created.pop(job.id)))
         else:
             answers.append(_answer(connection, job, known))
-    return answers
+    gone = [job for job, answer in zip(jobs, answers, strict=True) if answer is None]
+    if gone and tries <= 1:
+        raise LedgerUnavailable(
+            f"Job {gone[0].id!r} meets a row again and again that is gone a moment later;"
+            " send it once more."
+        )
+    again = iter(insert(connection, gone, tries - 1) if gone else ())
+    return [next(again) if answer is None else answer for answer in answers]
 
 
 def _rings_of(new: Sequence[NewRow]) -> dict[str, Ring | None]:
@@ -240,13 +259,16 @@ def _known(connection: Connection, jobs: Sequence[NewJob]) -> dict[tuple[str, st
 
 def _answer(
     connection: Connection, job: NewJob, known: dict[tuple[str, str], Any]
-) -> Enqueued | Conflict:
+) -> Enqueued | Conflict | None:
+    """What there is of a job that was not inserted; `None` when that is gone by now."""
     by_key = known.get(("key", job.key)) if job.key is not None else None
     row = by_key or known.get(("id", job.id))
-    awaited = row is not None and row.awaits and row.id == job.id
-    if awaited and (filled := _fill_awaited(connection, job)) is not None:
-        return Enqueued(job.id, True, filled)
-    if row is not None and _is_same(row, job):
+    if row is None:
+        return None
+    if row.awaits and row.id == job.id:
+        filled = _fill_awaited(connection, job)
+        return None if filled is None else Enqueued(job.id, True, filled)
+    if _is_same(row, job):
         return Enqueued(row.id, False, None)
     if by_key is not None:
         return Conflict(
@@ -259,6 +281,7 @@ def _answer(
 
 
 def _fill_awaited(connection: Connection, job: NewJob) -> Ring | None:
+    """Give a row that awaits its message that message; `None` when it does not await it now."""
     names = ("id", "task", "queue", "list", "priority", "expires")
     parameters = {name: getattr(job, name) for name in names}
     parameters |= {
