@@ -69,8 +69,8 @@ def all_leave(workers: Sequence[LoggedProcess], drain: float, *signals: signal.S
 def left(service: Service) -> tuple[list[str], int]:
     """The jobs that are running, and the number of leases."""
     ledger = service.client.ledger
-    running = ledger.execute("SELECT id FROM jobs WHERE state = 'running'")
-    return [row.id for row in running], len(ledger.execute("SELECT lease FROM workers"))
+    running = ledger.execute("SELECT id FROM ledger.jobs WHERE state = 'running'")
+    return [row.id for row in running], len(ledger.execute("SELECT lease FROM ledger.workers"))
 
 
 def fates(service: Service, ids: Sequence[str]) -> list[Fate]:

@@ -180,7 +180,7 @@ def test_sigterm_lets_a_running_job_finish_in_its_time(service: Service, pool: s
     assert leaving.terminate(15) == 0
     assert service.client.job(job_id).state is State.SUCCEEDED
     assert service.client.job(waiting).state in (State.QUEUED, State.SUCCEEDED)
-    assert service.client.ledger.execute("SELECT lease FROM workers") == []
+    assert service.client.ledger.execute("SELECT lease FROM ledger.workers") == []
 
 
 def test_a_stopped_worker_does_not_write_what_was_rescued_meanwhile(service: Service) -> None:

@@ -147,7 +147,7 @@ def test_a_clean_shutdown_costs_a_suspect_nothing(service: Service) -> None:
     for job in service.client.summary(ids):
         assert job.lost == 0
         assert "lost" not in [attempt.outcome for attempt in job.attempts[1:]]
-    assert service.client.ledger.execute("SELECT lease FROM workers") == []
+    assert service.client.ledger.execute("SELECT lease FROM ledger.workers") == []
 
 
 def test_a_worker_that_waits_for_postgres_at_its_start_can_be_stopped(service: Service) -> None:

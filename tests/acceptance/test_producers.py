@@ -208,7 +208,7 @@ def test_a_lease_whose_connection_hangs_is_renewed_by_another_one(service: Servi
         "SELECT pid, state FROM pg_stat_activity"
         " WHERE datname = current_database() AND application_name LIKE '% lease'"
     )
-    leases = "SELECT lease, renewed_at FROM workers"
+    leases = "SELECT lease, renewed_at FROM ledger.workers"
     (backend,) = ledger.execute(find)
     try:
         os.kill(backend.pid, signal.SIGSTOP)

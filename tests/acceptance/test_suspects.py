@@ -50,13 +50,15 @@ def test_the_place_for_suspects_is_there_before_the_lease_is_over(service: Servi
 
     # Then the other one starts a process while the jobs are not rescued yet
     service.until(
-        lambda: bool(service.client.ledger.execute("SELECT 1 FROM workers WHERE isolated")),
+        lambda: bool(service.client.ledger.execute("SELECT 1 FROM ledger.workers WHERE isolated")),
         60,
         "an isolated process is there",
     )
     assert service.client.counts(ids) == {State.RUNNING: 2}
     # And its pod is that of the one that started it, which no other worker is in
-    pods = service.client.ledger.execute("SELECT name, pod, isolated FROM workers ORDER BY name")
+    pods = service.client.ledger.execute(
+        "SELECT name, pod, isolated FROM ledger.workers ORDER BY name"
+    )
     assert [row.isolated for row in pods] == [True, False, False]
     assert pods[0].pod == pods[2].pod != pods[1].pod
     assert all(job.attempt == 1 for job in service.client.summary(ids))
@@ -73,7 +75,7 @@ subprocess.Popen(sys.argv[1:], env={**os.environ, **origin})
 def test_a_process_whose_worker_has_died_meanwhile_does_not_begin(service: Service) -> None:
     # Given a suspect, and a worker that dies a moment after it has started a process for it
     suspect = service.enqueue("test.hold", service.log, service.gate)
-    service.client.ledger.execute("UPDATE jobs SET suspicion = 1")
+    service.client.ledger.execute("UPDATE ledger.jobs SET suspicion = 1")
     run = [sys.executable, "-m", "worker", "run", "-P", "threads"]
     with subprocess.Popen(
         [sys.executable, "-c", HASTY, *run],

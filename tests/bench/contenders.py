@@ -80,7 +80,7 @@ def ours(pool: str, concurrency: int, workers: int, rate: float) -> Contender:
         workers,
         (*PYTHON, "worker", "keeper"),
         {"WORKER_LOG_LEVEL": "warning"},
-        "FROM jobs WHERE state = 'succeeded' AND finished_at >= '{began}'",
+        "FROM ledger.jobs WHERE state = 'succeeded' AND finished_at >= '{began}'",
         rate=rate,
     )  # fmt: skip
 

@@ -32,20 +32,20 @@ _ID = """
 _COLUMNS = "id, task, queue, list, priority, state, attempt, fingerprint, envelope, body"
 
 _INSERT_FINISHED = f"""
-    INSERT INTO jobs ({_COLUMNS}, lease, worker, dispatch_seq, dispatched_at, rings, created_at,
-                      started_at, finished_at, result, result_type)
+    INSERT INTO ledger.jobs ({_COLUMNS}, lease, worker, dispatch_seq, dispatched_at, rings,
+                      created_at, started_at, finished_at, result, result_type)
     SELECT {_ID.format(n="n")}, task, queue, list, 0, 'succeeded', 1, fingerprint, envelope, body,
            'lease', 'w1@bench', n, at, 1, at, at, at, 'null', 'application/json'
-    FROM (SELECT * FROM jobs WHERE queue <> '{QUEUE}' ORDER BY id DESC LIMIT 1) AS one,
+    FROM (SELECT * FROM ledger.jobs WHERE queue <> '{QUEUE}' ORDER BY id DESC LIMIT 1) AS one,
          LATERAL (SELECT n, now() - interval '4 days' + n * interval '25 ms' AS at
                   FROM generate_series(%s, %s) AS n) AS many
 """
 
 _INSERT_QUEUED = f"""
-    INSERT INTO jobs ({_COLUMNS}, dispatch_seq, dispatched_at, rings)
+    INSERT INTO ledger.jobs ({_COLUMNS}, dispatch_seq, dispatched_at, rings)
     SELECT {_ID.format(n="n")}, task, '{QUEUE}', '{QUEUE}', 0, 'queued', 0, fingerprint, envelope,
            body, n, clock_timestamp(), 1
-    FROM (SELECT * FROM jobs WHERE queue <> '{QUEUE}' ORDER BY id DESC LIMIT 1) AS one,
+    FROM (SELECT * FROM ledger.jobs WHERE queue <> '{QUEUE}' ORDER BY id DESC LIMIT 1) AS one,
          generate_series(%s, %s) AS n
 """
 
@@ -73,11 +73,11 @@ def deep(field: Field, finished: int = FINISHED, queued: int = QUEUED) -> Place:
         client.flushdb()
     _insert(place, "finished", _INSERT_FINISHED, 1, finished)
     _insert(place, "queued", _INSERT_QUEUED, finished + 1, finished + queued)
-    place.execute("DELETE FROM jobs WHERE state = 'queued' AND queue <> %s", [QUEUE])
-    place.execute("SELECT setval('dispatch_seq', %s)", [finished + queued])
+    place.execute("DELETE FROM ledger.jobs WHERE state = 'queued' AND queue <> %s", [QUEUE])
+    place.execute("SELECT setval('ledger.dispatch_seq', %s)", [finished + queued])
     _ring(place)
     print("  vacuum, analyze", flush=True)
-    place.execute("VACUUM (ANALYZE) jobs")
+    place.execute("VACUUM (ANALYZE) ledger.jobs")
     place.execute("CHECKPOINT")
     return place
 
@@ -103,7 +103,7 @@ def _ring(place: Place) -> None:
         with redis.Redis.from_url(place.redis) as client, connection.cursor("bells") as cursor:
             cursor.itersize = BELLS
             cursor.execute(
-                "SELECT dispatch_seq, id FROM jobs WHERE state = 'queued' AND list = %s"
+                "SELECT dispatch_seq, id FROM ledger.jobs WHERE state = 'queued' AND list = %s"
                 " ORDER BY dispatch_seq",
                 [QUEUE],
             )

@@ -64,6 +64,6 @@ def floor(field: Field, contender: Contender, seconds: float, place: Place) -> l
 def _check(contender: Contender, place: Place, jobs: int) -> None:
     """What was enqueued is there, where the contender keeps it in rows."""
     if contender.is_ours:
-        (found,) = place.execute("SELECT count(*) FROM jobs WHERE state = 'queued'")[0]
+        (found,) = place.execute("SELECT count(*) FROM ledger.jobs WHERE state = 'queued'")[0]
         if found != jobs:
             raise Failed(f"{contender.name} has {found} rows of {jobs} jobs.")

@@ -35,7 +35,11 @@ DURABLE = {"fsync": "on", "full_page_writes": "on", "synchronous_commit": "on"}
 #: Seconds until a worker must have ended after SIGTERM; it has nothing to do any more by then.
 END = 2.0
 #: The tables that a run may fill.
-TABLES = ("jobs", "attempts", "workers", "leaders", "celery_taskmeta", "procrastinate_jobs")
+TABLES = (
+    *(f"ledger.{name}" for name in ("jobs", "attempts", "workers", "leaders")),
+    "celery_taskmeta",
+    "procrastinate_jobs",
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ PATIENCE = 60.0
 
 #: When each result was committed, by its id: seconds of the epoch.
 _COMMITS = {
-    "jobs": "SELECT id, extract(epoch FROM pg_xact_commit_timestamp(xmin))::float8 FROM jobs"
+    "jobs": "SELECT id, extract(epoch FROM pg_xact_commit_timestamp(xmin))::float8 FROM ledger.jobs"
     " WHERE state = 'succeeded' AND id = ANY(%s)",
     "celery_taskmeta": "SELECT task_id, extract(epoch FROM pg_xact_commit_timestamp(xmin))::float8"
     " FROM celery_taskmeta WHERE status = 'SUCCESS' AND task_id = ANY(%s)",

@@ -25,13 +25,13 @@ _numbers = itertools.count(1)
 #: What is asked of Postgres, by the name of the file.
 QUESTIONS = {
     "states": "SELECT state, list, task, count(*), min(dispatch_seq), max(dispatch_seq),"
-    " max(rings), max(attempt), max(suspicion), min(error) FROM jobs GROUP BY 1, 2, 3",
+    " max(rings), max(attempt), max(suspicion), min(error) FROM ledger.jobs GROUP BY 1, 2, 3",
     "open": "SELECT id, state, attempt, lost, suspicion, lease, worker, list, dispatch_seq,"
-    " dispatched_at, rings, created_at, started_at FROM jobs"
+    " dispatched_at, rings, created_at, started_at FROM ledger.jobs"
     " WHERE state NOT IN ('succeeded', 'failed', 'cancelled') ORDER BY dispatch_seq LIMIT 200",
-    "workers": "SELECT * FROM workers",
-    "leaders": "SELECT *, clock_timestamp() FROM leaders",
-    "attempts": "SELECT outcome, count(*), min(error) FROM attempts GROUP BY 1",
+    "workers": "SELECT * FROM ledger.workers",
+    "leaders": "SELECT *, clock_timestamp() FROM ledger.leaders",
+    "attempts": "SELECT outcome, count(*), min(error) FROM ledger.attempts GROUP BY 1",
     "activity": "SELECT pid, application_name, state, wait_event_type, wait_event,"
     " clock_timestamp() - query_start, left(query, 300) FROM pg_stat_activity"
     " WHERE backend_type = 'client backend'",

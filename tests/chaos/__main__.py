@@ -28,7 +28,7 @@ PROBE = 20.0
 #: Of a run that is shorter than three minutes, the part that `postgres-away` may take.
 AWAY, PART_AWAY = 30.0, 1 / 6
 #: How many waiting jobs there are, for the lines of progress.
-_STATES = "SELECT state, count(*) FROM jobs GROUP BY state"
+_STATES = "SELECT state, count(*) FROM ledger.jobs GROUP BY state"
 
 
 def main() -> int:

@@ -19,7 +19,7 @@ _UNEARNED_END: Final = """
             WHEN r.ended > left_at THEN ' only later' ELSE '' END,
             'no execution of it has an end'))
     FROM claims c
-    LEFT JOIN attempts a ON a.job_id = c.job AND a.number = c.attempt
+    LEFT JOIN ledger.attempts a ON a.job_id = c.job AND a.number = c.attempt
     LEFT JOIN runs r ON r.job = c.job AND r.attempt = c.attempt AND r.lease = c.lease
     WHERE CASE
         WHEN left_for = 'failed' AND a.outcome IS DISTINCT FROM 'lost' THEN 'raised'
@@ -52,13 +52,13 @@ _EXECUTIONS: Final = """
 # A success leaves no row: the job says it all. A failure that is the job's last is poison or none.
 _MISMATCH: Final = """
     SELECT job_id, format('attempt %%s is noted as %%s, and was never granted', number, outcome)
-    FROM attempts a LEFT JOIN claims c ON c.job = job_id AND c.attempt = number
+    FROM ledger.attempts a LEFT JOIN claims c ON c.job = job_id AND c.attempt = number
     WHERE c.job IS NULL
     UNION ALL
     SELECT c.job, format('attempt %%s under lease %%s of %%s became %%s by %%s, and is noted as %%s'
         ' under %%s of %%s', c.attempt, c.lease, holder, COALESCE(left_for, 'nothing yet'), left_by,
         outcome, COALESCE(a.lease, 'no lease'), COALESCE(a.worker, 'nobody'))
-    FROM claims c JOIN attempts a ON job_id = c.job AND number = c.attempt
+    FROM claims c JOIN ledger.attempts a ON job_id = c.job AND number = c.attempt
     LEFT JOIN found ON found.job = c.job AND found.attempt = c.attempt
     WHERE a.lease IS DISTINCT FROM c.lease OR a.worker IS DISTINCT FROM holder OR CASE
         WHEN left_for = 'cancelled' THEN outcome <> 'cancelled'
@@ -72,7 +72,8 @@ _MISMATCH: Final = """
     UNION ALL
     SELECT c.job, format('attempt %%s is noted as lost by %%s, and no process of it died before',
         c.attempt, left_by)
-    FROM claims c JOIN attempts a ON job_id = c.job AND number = c.attempt AND outcome = 'lost'
+    FROM claims c
+    JOIN ledger.attempts a ON job_id = c.job AND number = c.attempt AND outcome = 'lost'
     LEFT JOIN runs r ON r.job = c.job AND r.attempt = c.attempt AND r.lease = c.lease
     WHERE by_holder AND NOT EXISTS (
         SELECT FROM deaths WHERE deaths.t <= left_at AND starts_with(deaths.file, COALESCE(r.file,
@@ -88,7 +89,7 @@ _MISCOUNTED: Final = """
         new_lost, before_lost)
     FROM moves m
     LEFT JOIN claims c ON c.job = m.job AND c.leaving = m.n
-    LEFT JOIN attempts a ON a.job_id = c.job AND a.number = c.attempt
+    LEFT JOIN ledger.attempts a ON a.job_id = c.job AND a.number = c.attempt
     WHERE new_state IS NOT NULL AND CASE
         WHEN old_state IS NULL OR old_state IN ('succeeded', 'failed', 'cancelled')
             AND new_state = 'queued' THEN new_lost <> 0

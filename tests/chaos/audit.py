@@ -140,7 +140,7 @@ def _trigger(table: str, event: str, target: str, rows: str) -> str:
             INSERT INTO {target} {rows};
             RETURN NULL;
         END $$;
-        CREATE OR REPLACE TRIGGER {name} AFTER {event} ON {table} REFERENCING {_SEEN[event]}
+        CREATE OR REPLACE TRIGGER {name} AFTER {event} ON ledger.{table} REFERENCING {_SEEN[event]}
             FOR EACH STATEMENT EXECUTE FUNCTION {name}();
     """
 

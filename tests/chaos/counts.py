@@ -43,7 +43,7 @@ _ATTEMPTS = """
 """
 
 _ENDS = "SELECT kind, state, count(*) FROM found GROUP BY 1, 2 ORDER BY 1, 2"
-_OUTCOMES = "SELECT outcome, count(*) FROM attempts GROUP BY 1 ORDER BY 1"
+_OUTCOMES = "SELECT outcome, count(*) FROM ledger.attempts GROUP BY 1 ORDER BY 1"
 _TIMES = """
     SELECT times, count(*) FROM (SELECT count(*) AS times FROM runs GROUP BY job) AS t
     GROUP BY 1 ORDER BY 1

@@ -84,7 +84,7 @@ _DERIVED = """
            key, error, state IN ('succeeded', 'failed', 'cancelled') AS is_final,
            COALESCE(state = 'failed' AND error LIKE 'poison%', false) AS is_poison,
            CASE WHEN state = 'succeeded' THEN pg_temp.run_of(result) END AS run
-    FROM jobs;
+    FROM ledger.jobs;
     CREATE UNIQUE INDEX ON found (job);
 
     -- A keyed enqueue that raised does not know its job's id.

@@ -37,18 +37,18 @@ LOAD = 0.55
 #: Seconds that what was accepted is given to end, once nothing breaks any more.
 SETTLE = 900.0
 
-UNFINISHED = "SELECT count(*) FROM jobs WHERE state IN ('scheduled', 'queued', 'running')"
+UNFINISHED = "SELECT count(*) FROM ledger.jobs WHERE state IN ('scheduled', 'queued', 'running')"
 # From when on each worker is at it: before that the others drain alone.
 _DRAINED = """
     WITH ended AS (
         SELECT finished_at, percent_rank() OVER (ORDER BY finished_at) AS part
-        FROM jobs WHERE finished_at IS NOT NULL
+        FROM ledger.jobs WHERE finished_at IS NOT NULL
     ), edges AS (
         SELECT greatest(
                    (SELECT min(finished_at) FROM ended WHERE part >= %s),
                    (SELECT max(first) FROM (
-                       SELECT min(started_at) AS first FROM jobs
-                       WHERE worker IN (SELECT name FROM workers WHERE NOT isolated)
+                       SELECT min(started_at) AS first FROM ledger.jobs
+                       WHERE worker IN (SELECT name FROM ledger.workers WHERE NOT isolated)
                        GROUP BY worker) AS starts)) AS began,
                (SELECT max(finished_at) FROM ended WHERE part <= %s) AS ended
     )
@@ -58,7 +58,7 @@ _DRAINED = """
     FROM edges
 """
 _WHOLE = """
-    SELECT count(*), extract(epoch FROM max(finished_at) - min(started_at))::float8 FROM jobs
+    SELECT count(*), extract(epoch FROM max(finished_at) - min(started_at))::float8 FROM ledger.jobs
 """
 
 

@@ -71,21 +71,25 @@ def one_key_gives_two_jobs(stage: Stage) -> None:
 @plants("recorded-twice")
 def a_result_changes_after_the_end(stage: Stage) -> None:
     fence = stage.succeed("w1", stage.accepted("noop"), "noop")
-    stage.sql("w1", "UPDATE jobs SET result = result || ' ' WHERE id = %(job)s", job=fence.id)
+    stage.sql(
+        "w1", "UPDATE ledger.jobs SET result = result || ' ' WHERE id = %(job)s", job=fence.id
+    )
 
 
 @plants("recorded-twice")
 def an_error_changes_after_the_end(stage: Stage) -> None:
     job = stage.accepted("failing")
     stage.fail("w1", job, "failing")
-    stage.sql("w1", "UPDATE jobs SET error = 'other' WHERE id = %(job)s", job=job)
+    stage.sql("w1", "UPDATE ledger.jobs SET error = 'other' WHERE id = %(job)s", job=job)
 
 
 @plants("recorded-twice", "illegal-move")
 def a_job_ends_three_times(stage: Stage) -> None:
     fence = stage.succeed("w1", stage.accepted("noop"), "noop")
     for state in ("cancelled", "succeeded"):
-        stage.sql("w1", f"UPDATE jobs SET state = '{state}' WHERE id = %(job)s", job=fence.id)
+        stage.sql(
+            "w1", f"UPDATE ledger.jobs SET state = '{state}' WHERE id = %(job)s", job=fence.id
+        )
 
 
 @plants("stale-write")
@@ -154,13 +158,13 @@ def a_job_without_a_result_succeeds_unexecuted(stage: Stage) -> None:
 @plants("illegal-move")
 def a_job_succeeds_unclaimed(stage: Stage) -> None:
     job = stage.accepted("noop")
-    stage.sql(CLIENT, "UPDATE jobs SET state = 'succeeded' WHERE id = %(job)s", job=job)
+    stage.sql(CLIENT, "UPDATE ledger.jobs SET state = 'succeeded' WHERE id = %(job)s", job=job)
 
 
 @plants("illegal-move")
 def a_claim_skips_an_attempt(stage: Stage) -> None:
     job = stage.accepted("noop")
-    stage.sql(CLIENT, "UPDATE jobs SET attempt = 1 WHERE id = %(job)s", job=job)
+    stage.sql(CLIENT, "UPDATE ledger.jobs SET attempt = 1 WHERE id = %(job)s", job=job)
     stage.succeed("w1", job, "noop")
 
 
@@ -169,8 +173,8 @@ def a_job_is_final_from_the_start(stage: Stage) -> None:
     stage.producer.note("accepted", job="final", kind="noop", key=None)
     stage.sql(
         CLIENT,
-        "INSERT INTO jobs (id, task, queue, list, priority, state, fingerprint, envelope, body)"
-        " VALUES ('final', 'chaos.noop', 'celery', 'celery', 0, 'succeeded', '', '{}', '')",
+        "INSERT INTO ledger.jobs (id, task, queue, list, priority, state, fingerprint, envelope,"
+        " body) VALUES ('final', 'chaos.noop', 'celery', 'celery', 0, 'succeeded', '', '{}', '')",
     )
 
 
@@ -197,7 +201,7 @@ def a_claim_is_under_a_lease_that_is_gone(stage: Stage) -> None:
     job = stage.accepted("noop")
     stage.sql(
         "gone",
-        "UPDATE jobs SET state = 'running', attempt = 1, lease = %(lease)s, worker = 'gone'"
+        "UPDATE ledger.jobs SET state = 'running', attempt = 1, lease = %(lease)s, worker = 'gone'"
         " WHERE id = %(job)s",
         job=job,
         lease=lease,
@@ -207,7 +211,8 @@ def a_claim_is_under_a_lease_that_is_gone(stage: Stage) -> None:
     stage.execution("gone").note("end", how="returned", **said)
     stage.sql(
         "gone",
-        """UPDATE jobs SET state = 'succeeded', result = '{"run": "late"}' WHERE id = %(job)s""",
+        """UPDATE ledger.jobs SET state = 'succeeded', result = '{"run": "late"}'
+        WHERE id = %(job)s""",
         job=job,
     )
 
@@ -216,4 +221,4 @@ def a_claim_is_under_a_lease_that_is_gone(stage: Stage) -> None:
 def a_job_is_deleted(stage: Stage) -> None:
     job = stage.enqueued("noop")
     stage.producer.note("unsure", job=job, kind="noop", key=None, error="away")
-    stage.sql(CLIENT, "DELETE FROM jobs WHERE id = %(job)s", job=job)
+    stage.sql(CLIENT, "DELETE FROM ledger.jobs WHERE id = %(job)s", job=job)

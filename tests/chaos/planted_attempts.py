@@ -12,7 +12,7 @@ from worker.jobs.job import Fence, Finish
 from worker.jobs.states import State
 
 _NOTE = (
-    "INSERT INTO attempts (job_id, number, outcome, lease, worker)"
+    "INSERT INTO ledger.attempts (job_id, number, outcome, lease, worker)"
     " VALUES (%(job)s, %(number)s, %(outcome)s, %(lease)s, %(worker)s)"
 )
 
@@ -116,13 +116,13 @@ def an_attempt_is_noted_that_was_never_granted(stage: Stage) -> None:
 @plants("attempt-mismatch")
 def a_retry_is_noted_as_given_back(stage: Stage) -> None:
     retried(stage, "noop")
-    stage.sql("w1", "UPDATE attempts SET outcome = 'released'")
+    stage.sql("w1", "UPDATE ledger.attempts SET outcome = 'released'")
 
 
 @plants("attempt-mismatch")
 def a_retry_is_noted_under_another_lease(stage: Stage) -> None:
     retried(stage, "noop")
-    stage.sql("w1", "UPDATE attempts SET lease = 'another'")
+    stage.sql("w1", "UPDATE ledger.attempts SET lease = 'another'")
 
 
 @plants("attempt-mismatch")
@@ -145,26 +145,28 @@ def an_attempt_is_lost_unexecuted_and_no_process_died(stage: Stage) -> None:
 def an_attempt_that_was_cancelled_leaves_no_outcome(stage: Stage) -> None:
     fence, _ = stage.run("w1", stage.accepted("sleep"), "sleep")
     stage.cancelled(fence.id)
-    stage.sql("w1", "DELETE FROM attempts")
+    stage.sql("w1", "DELETE FROM ledger.attempts")
 
 
 @plants("miscounted-loss")
 def losses_are_counted_that_never_were(stage: Stage) -> None:
     fence = stage.succeed("w1", stage.accepted("noop"), "noop")
-    stage.sql("w1", "UPDATE jobs SET lost = 7 WHERE id = %(job)s", job=fence.id)
+    stage.sql("w1", "UPDATE ledger.jobs SET lost = 7 WHERE id = %(job)s", job=fence.id)
 
 
 @plants("miscounted-loss")
 def losses_are_counted_past_the_audit(stage: Stage) -> None:
     fence = stage.succeed("w1", stage.accepted("noop"), "noop")
     with stage.unaudited():
-        stage.sql("w1", "UPDATE jobs SET lost = 2 WHERE id = %(job)s", job=fence.id)
+        stage.sql("w1", "UPDATE ledger.jobs SET lost = 2 WHERE id = %(job)s", job=fence.id)
 
 
 @plants("miscounted-loss")
 def what_is_given_back_counts_as_lost(stage: Stage) -> None:
     fence = stage.claim("w1", stage.accepted("noop"))
-    stage.sql("w1", "UPDATE jobs SET state = 'queued', lost = 1 WHERE id = %(job)s", job=fence.id)
+    stage.sql(
+        "w1", "UPDATE ledger.jobs SET state = 'queued', lost = 1 WHERE id = %(job)s", job=fence.id
+    )
     note(stage, "w1", fence, "released")
     stage.succeed("w1", fence.id, "noop")
 
@@ -175,8 +177,8 @@ def a_loss_beside_another_is_counted(stage: Stage) -> None:
     stage.die("dead")
     stage.sql(
         KEEPER,
-        "DELETE FROM workers WHERE name = 'dead';"
-        " UPDATE jobs SET state = 'queued', lost = 1 WHERE id = ANY(%(jobs)s)",
+        "DELETE FROM ledger.workers WHERE name = 'dead';"
+        " UPDATE ledger.jobs SET state = 'queued', lost = 1 WHERE id = ANY(%(jobs)s)",
         jobs=[fence.id for fence in fences],
     )
     for fence in fences:
@@ -191,7 +193,7 @@ def a_success_keeps_the_losses_before_it(stage: Stage) -> None:
     _, result = stage.run("w1", job, "dying_once")
     stage.sql(
         "w1",
-        "UPDATE jobs SET state = 'succeeded', result = %(result)s WHERE id = %(job)s",
+        "UPDATE ledger.jobs SET state = 'succeeded', result = %(result)s WHERE id = %(job)s",
         job=job,
         result=result,
     )

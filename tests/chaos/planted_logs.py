@@ -17,7 +17,7 @@ def an_end_that_was_read_is_undone_in_the_ledger_and_the_audit(stage: Stage) -> 
     with stage.unaudited():
         stage.sql(
             CLIENT,
-            "UPDATE jobs SET state = 'queued', error = NULL WHERE id = %(job)s;"
+            "UPDATE ledger.jobs SET state = 'queued', error = NULL WHERE id = %(job)s;"
             " DELETE FROM audit_moves WHERE job = %(job)s AND new_state = 'cancelled'",
             job=job,
         )

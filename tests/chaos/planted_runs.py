@@ -50,7 +50,7 @@ def an_attempt_leaves_no_outcome(stage: Stage) -> None:
     job = stage.accepted("flaky")
     stage.retry("w1", job, "flaky")
     stage.succeed("w1", job, "flaky")
-    stage.sql("w1", "DELETE FROM attempts WHERE job_id = %(job)s", job=job)
+    stage.sql("w1", "DELETE FROM ledger.attempts WHERE job_id = %(job)s", job=job)
 
 
 @plants("dead-letter-without-evidence")
@@ -75,7 +75,7 @@ def a_loss_does_not_say_when_it_began(stage: Stage) -> None:
     job = stage.accepted("dying")
     for loss in (1, 2, 3):
         stage.lose_child("w1", job, "dying", poison=loss == 3)
-    stage.sql("w1", "UPDATE attempts SET started_at = NULL WHERE number = 2")
+    stage.sql("w1", "UPDATE ledger.attempts SET started_at = NULL WHERE number = 2")
 
 
 @plants("innocent-condemned")
@@ -119,7 +119,7 @@ def a_kind_is_unknown(stage: Stage) -> None:
 @plants("false-rescue")
 def a_lease_is_ended_before_it_expired(stage: Stage) -> None:
     fence = stage.claim("alive", stage.accepted("sleep"))
-    stage.sql(KEEPER, "DELETE FROM workers WHERE lease = %(lease)s", lease=fence.lease)
+    stage.sql(KEEPER, "DELETE FROM ledger.workers WHERE lease = %(lease)s", lease=fence.lease)
     stage.rescue()
     stage.rerun("next", "sleep")
 
@@ -127,7 +127,7 @@ def a_lease_is_ended_before_it_expired(stage: Stage) -> None:
 @plants("false-rescue")
 def an_idle_lease_is_ended_before_it_expired(stage: Stage) -> None:
     lease = stage.lease("alive")
-    stage.sql(KEEPER, "DELETE FROM workers WHERE lease = %(lease)s", lease=lease)
+    stage.sql(KEEPER, "DELETE FROM ledger.workers WHERE lease = %(lease)s", lease=lease)
 
 
 @plants("false-rescue")
@@ -135,7 +135,7 @@ def a_lease_is_cut_short_and_ended(stage: Stage) -> None:
     fence = stage.claim("alive", stage.accepted("sleep"))
     stage.sql(
         KEEPER,
-        "UPDATE workers SET expires_at = clock_timestamp() WHERE lease = %(lease)s",
+        "UPDATE ledger.workers SET expires_at = clock_timestamp() WHERE lease = %(lease)s",
         lease=fence.lease,
     )
     stage.rescue()

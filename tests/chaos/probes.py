@@ -23,7 +23,7 @@ LEASED = 60.0
 #: Seconds between two looks.
 LOOK = 0.1
 
-_QUEUED = "SELECT count(*) FROM jobs WHERE state IN ('queued', 'running')"
+_QUEUED = "SELECT count(*) FROM ledger.jobs WHERE state IN ('queued', 'running')"
 
 
 def probe_each_worker(rig: Rig, seconds: float) -> list[str]:

@@ -131,8 +131,10 @@ class Ledger(Lane):
 
     def is_idle(self) -> bool:
         # A process that waits for suspects since the last kill would make the next one look better.
-        (open_jobs,) = self._row("SELECT count(*) FROM jobs WHERE state IN ('queued', 'running')")
-        (ordinary,) = self._row("SELECT count(*) FROM workers WHERE NOT isolated")
+        (open_jobs,) = self._row(
+            "SELECT count(*) FROM ledger.jobs WHERE state IN ('queued', 'running')"
+        )
+        (ordinary,) = self._row("SELECT count(*) FROM ledger.workers WHERE NOT isolated")
         return open_jobs == 0 and ordinary == WORKERS and self._isolated() == self._standing
 
     def await_idle(self, seconds: float) -> bool:
@@ -142,14 +144,14 @@ class Ledger(Lane):
         return settled
 
     def lease_end(self, name: str) -> float | None:
-        sql = "SELECT expires_at FROM workers WHERE name = %s AND NOT isolated"
+        sql = "SELECT expires_at FROM ledger.workers WHERE name = %s AND NOT isolated"
         found = self._monotonic(sql, name)
         return found and float(found[0])
 
     def steps(self, job: str) -> tuple[float, float] | None:
         sql = (
-            "SELECT a.ended_at, j.started_at FROM attempts a JOIN jobs j ON j.id = a.job_id"
-            " WHERE j.id = %s AND a.number = 1 AND j.attempt = 2"
+            "SELECT a.ended_at, j.started_at FROM ledger.attempts a JOIN ledger.jobs j"
+            " ON j.id = a.job_id WHERE j.id = %s AND a.number = 1 AND j.attempt = 2"
         )
         found = self._monotonic(sql, job)
         return found and (float(found[0]), float(found[1]))
@@ -159,7 +161,7 @@ class Ledger(Lane):
         self._connection.close()
 
     def _isolated(self) -> int:
-        return int(self._row("SELECT count(*) FROM workers WHERE isolated")[0])
+        return int(self._row("SELECT count(*) FROM ledger.workers WHERE isolated")[0])
 
     def _monotonic(self, sql: str, *values: str) -> Any:
         """The times of one row, or `None`: Postgres's clock turned into ours."""

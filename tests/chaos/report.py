@@ -28,7 +28,7 @@ _STORY = """
         FROM runs WHERE job = %(job)s
         UNION ALL
         SELECT extract(epoch FROM ended_at), 4, format('noted: attempt %%s of %%s was %%s: %%s',
-            number, worker, outcome, left(error, 200)) FROM attempts WHERE job_id = %(job)s
+            number, worker, outcome, left(error, 200)) FROM ledger.attempts WHERE job_id = %(job)s
         UNION ALL
         SELECT opened, 5, format('lease %%s of %%s is opened', lease, name)
         FROM leases WHERE lease IN (SELECT new_lease FROM moves WHERE job = %(job)s)

@@ -54,8 +54,8 @@ class Terms:
 
 
 _LEASED = """
-    SELECT workers.name, count(jobs.id) FROM workers
-    LEFT JOIN jobs ON jobs.lease = workers.lease AND jobs.state = 'running'
+    SELECT workers.name, count(jobs.id) FROM ledger.workers
+    LEFT JOIN ledger.jobs ON jobs.lease = workers.lease AND jobs.state = 'running'
     WHERE NOT workers.isolated AND workers.expires_at > clock_timestamp() GROUP BY 1
 """
 

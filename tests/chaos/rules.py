@@ -67,7 +67,7 @@ TABLES: Final = f"""
     CREATE TEMP TABLE retries AS
     SELECT r.job, r.attempt, r.run, r.began, r.ended
     FROM claims c JOIN runs r USING (job, attempt, lease)
-    LEFT JOIN attempts a ON a.job_id = job AND a.number = attempt
+    LEFT JOIN ledger.attempts a ON a.job_id = job AND a.number = attempt
     WHERE how = 'retried' AND (left_for = 'scheduled' OR left_for = 'queued'
                                AND a.outcome = 'retried');
     CREATE INDEX ON retries (job);
@@ -193,7 +193,7 @@ _UNCLAIMED_RUN: Final = """
 _UNACCOUNTED: Final = """
     SELECT c.job, format('attempt %%s became %%s by %%s and left no outcome',
         c.attempt, c.left_for, c.left_by)
-    FROM claims c LEFT JOIN attempts a ON a.job_id = c.job AND a.number = c.attempt
+    FROM claims c LEFT JOIN ledger.attempts a ON a.job_id = c.job AND a.number = c.attempt
     WHERE leaving IS NOT NULL AND left_for NOT IN ('succeeded', 'failed')
       AND COALESCE(a.outcome, '') = ''
 """
@@ -203,13 +203,13 @@ _NO_EVIDENCE: Final = """
     WHERE state = 'failed' AND COALESCE(error, '') = ''
     UNION ALL
     SELECT job, 'failed without a traceback: ' || left(found.error, 200)
-    FROM found LEFT JOIN attempts a ON a.job_id = job AND a.number = found.attempt
+    FROM found LEFT JOIN ledger.attempts a ON a.job_id = job AND a.number = found.attempt
     WHERE state = 'failed' AND NOT is_poison AND found.error <> ''
       AND COALESCE(a.traceback, '') = ''
     UNION ALL
     SELECT job, format('poison with the evidence of %%s of %%s losses', losses, %(limit)s)
     FROM found CROSS JOIN LATERAL (
-        SELECT count(*) AS losses FROM attempts a
+        SELECT count(*) AS losses FROM ledger.attempts a
         WHERE a.job_id = job AND outcome = 'lost' AND a.worker IS NOT NULL
           AND a.lease IS NOT NULL AND a.started_at IS NOT NULL
           AND a.number > COALESCE((SELECT max(m.new_attempt) FROM moves m WHERE m.job = found.job
@@ -253,7 +253,7 @@ _ROLLED_BACK: Final = f"""
     SELECT DISTINCT said.job, format('it was read as %%s with %%s, and is %%s with %%s', said.state,
         COALESCE(left(digest, 12), 'no result'), COALESCE(jobs.state, 'not there'),
         COALESCE(left(encode(sha256(result), 'hex'), 12), 'no result'))
-    FROM said LEFT JOIN jobs ON jobs.id = said.job
+    FROM said LEFT JOIN ledger.jobs ON jobs.id = said.job
     WHERE event = 'read' AND said.state IN {_FINAL}
       AND (jobs.state, encode(sha256(result), 'hex')) IS DISTINCT FROM (said.state, digest)
       AND NOT EXISTS (SELECT FROM moves WHERE moves.job = said.job AND life > 0)

@@ -104,9 +104,9 @@ class Stage:
     @contextmanager
     def unaudited(self) -> Iterator[None]:
         """What moves meanwhile leaves no trace in the audit."""
-        self.sql(KEEPER, "ALTER TABLE jobs DISABLE TRIGGER USER")
+        self.sql(KEEPER, "ALTER TABLE ledger.jobs DISABLE TRIGGER USER")
         yield
-        self.sql(KEEPER, "ALTER TABLE jobs ENABLE TRIGGER USER")
+        self.sql(KEEPER, "ALTER TABLE ledger.jobs ENABLE TRIGGER USER")
 
     # --- workers
 
@@ -212,7 +212,7 @@ class Stage:
         self.nemesis.note("death", file=f"execution-{worker}-1.jsonl", pid=1)
         self.sql(
             f"{worker} lease",
-            "UPDATE workers SET renewed_at = clock_timestamp() - interval '20 s',"
+            "UPDATE ledger.workers SET renewed_at = clock_timestamp() - interval '20 s',"
             " expires_at = clock_timestamp() - interval '5 s' WHERE lease = %(lease)s",
             lease=self.leases.pop(worker),
         )

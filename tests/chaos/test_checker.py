@@ -63,8 +63,8 @@ def empty(url: str) -> None:
         connection.cursor() as cursor,
     ):
         cursor.execute(
-            "SELECT tablename FROM pg_tables"
-            " WHERE schemaname = 'public' AND tablename <> 'alembic_version'"
+            "SELECT schemaname || '.' || tablename FROM pg_tables"
+            " WHERE schemaname IN ('ledger', 'public') AND tablename <> 'alembic_version'"
         )
         tables = [name for (name,) in cursor.fetchall()]
         # Without triggers, the audit's among them; thirty times as fast as TRUNCATE, which makes

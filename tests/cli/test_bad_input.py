@@ -180,7 +180,7 @@ def test_without_tables_it_says_migrate(
 def test_tables_newer_than_the_code_are_left_alone(
     here: Command, database_url: str, arguments: list[str]
 ) -> None:
-    _execute(database_url, "UPDATE alembic_version SET version_num = '9999'")
+    _execute(database_url, "UPDATE ledger.alembic_version SET version_num = '9999'")
 
     said = here(*arguments)
 

@@ -78,6 +78,6 @@ def test_postgres_that_comes_is_migrated(processes: Processes, databases: Databa
 def _be_at(address: str, revision: str, comment: str) -> None:
     connection = psycopg2.connect(address)
     with connection, connection.cursor() as cursor:
-        cursor.execute("UPDATE alembic_version SET version_num = %s", (revision,))
-        cursor.execute("COMMENT ON TABLE alembic_version IS %s", (comment,))
+        cursor.execute("UPDATE ledger.alembic_version SET version_num = %s", (revision,))
+        cursor.execute("COMMENT ON TABLE ledger.alembic_version IS %s", (comment,))
     connection.close()

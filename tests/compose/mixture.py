@@ -168,10 +168,10 @@ _TWICE = f"""
 
 def judge(stack: Stack, accepted: dict[str, tuple[str, Any]]) -> Verdict:
     """Hold what the producers were told against what Postgres has, and has had."""
-    attempts = stack.rows("SELECT outcome, count(*) FROM attempts GROUP BY outcome")
+    attempts = stack.rows("SELECT outcome, count(*) FROM ledger.attempts GROUP BY outcome")
     found = {
         job: (state, None if state != "succeeded" or result is None else json.loads(bytes(result)))
-        for job, state, result in stack.rows("SELECT id, state, result FROM jobs")
+        for job, state, result in stack.rows("SELECT id, state, result FROM ledger.jobs")
     }
     ended = {job for job, (state, _) in found.items() if state in FINAL}
     return Verdict(

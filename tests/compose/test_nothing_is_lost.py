@@ -48,12 +48,12 @@ class Run:
 
     def running(self) -> int:
         """How many jobs run now."""
-        ((count,),) = self.stack.rows("SELECT count(*) FROM jobs WHERE state = 'running'")
+        ((count,),) = self.stack.rows("SELECT count(*) FROM ledger.jobs WHERE state = 'running'")
         return int(count)
 
     def lost(self) -> int:
         """Attempts that were lost with their worker, so far."""
-        ((count,),) = self.stack.rows("SELECT count(*) FROM attempts WHERE outcome = 'lost'")
+        ((count,),) = self.stack.rows("SELECT count(*) FROM ledger.attempts WHERE outcome = 'lost'")
         return int(count)
 
     def scale(self, workers: int) -> None:
@@ -76,7 +76,7 @@ class Run:
 
         def busiest() -> bool:
             found[:] = self.stack.rows(
-                "SELECT lease, worker, count(*) FROM jobs WHERE state = 'running'"
+                "SELECT lease, worker, count(*) FROM ledger.jobs WHERE state = 'running'"
                 " AND worker NOT LIKE 'isolated%%' GROUP BY 1, 2 ORDER BY 3 DESC LIMIT 1"
             )
             return bool(found)
@@ -93,7 +93,7 @@ class Run:
     def held_by(self, lease: str) -> int:
         """How many jobs run under a lease."""
         ((count,),) = self.stack.rows(
-            "SELECT count(*) FROM jobs WHERE state = 'running' AND lease = %s", lease
+            "SELECT count(*) FROM ledger.jobs WHERE state = 'running' AND lease = %s", lease
         )
         return int(count)
 
@@ -110,7 +110,8 @@ class Run:
     def leader(self) -> str | None:
         """Who leads, by a lead that has not expired."""
         rows = self.stack.rows(
-            "SELECT holder FROM leaders WHERE name = 'keeper' AND expires_at > clock_timestamp()"
+            "SELECT holder FROM ledger.leaders"
+            " WHERE name = 'keeper' AND expires_at > clock_timestamp()"
         )
         return str(rows[0][0]) if rows else None
 
@@ -186,5 +187,5 @@ def test_whatever_dies_nothing_is_lost_and_nothing_recorded_twice(
 
 def all_ended(run: Run) -> bool:
     states = ", ".join(f"'{state}'" for state in FINAL)
-    ((left,),) = run.stack.rows(f"SELECT count(*) FROM jobs WHERE state NOT IN ({states})")
+    ((left,),) = run.stack.rows(f"SELECT count(*) FROM ledger.jobs WHERE state NOT IN ({states})")
     return bool(left == 0)

@@ -159,7 +159,7 @@ def test_tasks_of_ones_own_are_copied_into_an_image(
 
 
 def test_tasks_of_ones_own_are_mounted(stack: Stack, client: Client) -> None:
-    stack.rows("DELETE FROM catalogue WHERE task = 'parcels.postage' RETURNING task")
+    stack.rows("DELETE FROM ledger.catalogue WHERE task = 'parcels.postage' RETURNING task")
     stack.files.append("docker/example/mounted.yml")
     stack.up("--no-deps", "worker")
     try:

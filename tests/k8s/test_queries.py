@@ -66,7 +66,7 @@ def crowd(ledger: Ledger, state: str, number: int, **more: str) -> None:
         "run_at": "NULL", "finished_at": "NULL",
     } | more  # fmt: skip
     ledger.execute(
-        f"INSERT INTO jobs (id, task, queue, priority, state, fingerprint, envelope, body,"
+        f"INSERT INTO ledger.jobs (id, task, queue, priority, state, fingerprint, envelope, body,"
         f" {', '.join(values)})"
         f" SELECT '{state}-' || n, 't', 'celery', 0, '{state}', '', '{{}}', '',"
         f" {', '.join(values.values())} FROM generate_series(1, {number}) AS n"
@@ -107,7 +107,7 @@ def test_keda_hears_how_long_the_next_in_line_has_waited(
     # Of the same list the first by number counts, which is the next to be popped.
     assert ask(query)[0][0] == pytest.approx(60, abs=20)
     crowd_list = "'celery' || chr(6) || chr(22) || '9'"
-    ledger.execute(f"UPDATE jobs SET list = {crowd_list} WHERE id = 'queued-3'")
+    ledger.execute(f"UPDATE ledger.jobs SET list = {crowd_list} WHERE id = 'queued-3'")
     assert ask(query)[0][0] == pytest.approx(180, abs=20)
 
 
@@ -125,7 +125,7 @@ def full(ledger: Ledger) -> Ledger:
     crowd(ledger, "queued", 20_000)
     crowd(ledger, "scheduled", 2_000, run_at="now() + interval '1 day'")
     crowd(ledger, "running", 100, lease="'a lease'")
-    ledger.execute("ANALYZE jobs")
+    ledger.execute("ANALYZE ledger.jobs")
     return ledger
 
 

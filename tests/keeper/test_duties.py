@@ -265,8 +265,10 @@ def test_the_rescuer_counts_the_machines_sleep(monkeypatch: pytest.MonkeyPatch) 
 def poison_at_once(post: Post, body: bytes) -> None:
     """Job `a` with `body` is at its limit, and its worker is gone."""
     given.running(post.ledger, "a")
-    post.ledger.execute("UPDATE jobs SET body = :body, lost = 99 WHERE id = 'a'", {"body": body})
-    post.ledger.execute("DELETE FROM workers")
+    post.ledger.execute(
+        "UPDATE ledger.jobs SET body = :body, lost = 99 WHERE id = 'a'", {"body": body}
+    )
+    post.ledger.execute("DELETE FROM ledger.workers")
 
 
 class Watch:
@@ -419,7 +421,7 @@ def test_the_rescuer_starts_over_when_only_its_table_was_locked(post: Post, watc
     given.expire(post.ledger, fence.lease)
     hurried = Ledger(post.settings.database_url.get_secret_value(), connect_timeout=0.25)
     with post.ledger.transaction() as connection:
-        connection.execute(text("LOCK TABLE workers"))
+        connection.execute(text("LOCK TABLE ledger.workers"))
         with pytest.raises(LedgerUnavailable):
             watch.rescuer.run(replace(post, ledger=hurried))
     hurried.close()
@@ -490,12 +492,12 @@ def test_a_pod_that_dies_is_rescued_together_and_accuses_what_ran_alone(
     own = given.running(post.ledger, "own", lease_id=given.lease(post.ledger, pod="host:1"))
     isolated = given.lease(post.ledger, pod="host:1", isolated=True)
     given.running(post.ledger, "guilty", lease_id=isolated)
-    post.ledger.execute("UPDATE jobs SET suspicion = 2 WHERE id = 'guilty'")
+    post.ledger.execute("UPDATE ledger.jobs SET suspicion = 2 WHERE id = 'guilty'")
 
     # When one lease is over, and the other one a third of a lease later
     given.expire(post.ledger, own.lease)
     post.ledger.execute(
-        "UPDATE workers SET renewed_at = clock_timestamp() - interval '400 s',"
+        "UPDATE ledger.workers SET renewed_at = clock_timestamp() - interval '400 s',"
         " expires_at = clock_timestamp() + interval '200 s' WHERE isolated"
     )
     for _ in range(2):

@@ -44,7 +44,7 @@ def ledger(settings: Settings) -> Iterator[Ledger]:
 
 def leaders(ledger: Ledger) -> list[str]:
     """Who holds a lead that is not over."""
-    rows = ledger.execute("SELECT holder FROM leaders WHERE expires_at > clock_timestamp()")
+    rows = ledger.execute("SELECT holder FROM ledger.leaders WHERE expires_at > clock_timestamp()")
     return [row.holder for row in rows]
 
 
@@ -103,7 +103,7 @@ def test_the_second_takes_over_from_one_that_is_killed_or_stopped(
 ) -> None:
     # Given a keeper that leads, in a process of its own
     process = processes([sys.executable, "-m", "worker", "keeper"])
-    (holder,) = given.until(lambda: ledger.execute("SELECT holder FROM leaders"))
+    (holder,) = given.until(lambda: ledger.execute("SELECT holder FROM ledger.leaders"))
 
     # When it is killed, or stopped: then it cannot resign
     process.send(ending)
@@ -113,13 +113,13 @@ def test_the_second_takes_over_from_one_that_is_killed_or_stopped(
         given.enqueued(ledger, "a", delay=0.1)
         given.until(lambda: second.leads, LEAD_SECONDS + given.PATIENCE)
         given.until(lambda: given.state_of(ledger, "a") is State.QUEUED)
-        assert ledger.execute("SELECT holder FROM leaders") != [holder]
+        assert ledger.execute("SELECT holder FROM ledger.leaders") != [holder]
         if ending is signal.SIGSTOP:
             # And the first, continued, does not take it back
             process.send(signal.SIGCONT)
             given.enqueued(ledger, "b", delay=0.1)
             given.until(lambda: given.state_of(ledger, "b") is State.QUEUED)
-            assert ledger.execute("SELECT holder FROM leaders") != [holder]
+            assert ledger.execute("SELECT holder FROM ledger.leaders") != [holder]
 
 
 def test_a_whole_keeper_rescues_dispatches_and_rings(
@@ -156,7 +156,7 @@ def test_a_cancelled_statement_does_not_end_the_keeper(settings: Settings, ledge
         (holder,) = leaders(ledger)
         # When somebody cancels the statement that extends the lead
         with ledger.transaction() as connection:
-            connection.execute(text("LOCK TABLE leaders"))
+            connection.execute(text("LOCK TABLE ledger.leaders"))
             given.until(
                 lambda: ledger.execute(
                     "SELECT pg_cancel_backend(pid) FROM pg_stat_activity"
@@ -175,10 +175,10 @@ def test_a_fault_in_taking_the_lead_does_not_end_the_keeper(
     with kept(settings) as keeper:
         given.until(lambda: keeper.leads)
         (holder,) = leaders(ledger)
-        ledger.execute("ALTER TABLE leaders RENAME COLUMN holder TO somebody")
+        ledger.execute("ALTER TABLE ledger.leaders RENAME COLUMN holder TO somebody")
         given.until(lambda: not keeper.leads)
         assert given.until(keeper.health.ready) == ("the lead fails; the log says why.",)
-        ledger.execute("ALTER TABLE leaders RENAME COLUMN somebody TO holder")
+        ledger.execute("ALTER TABLE ledger.leaders RENAME COLUMN somebody TO holder")
         given.until(lambda: keeper.leads)
         assert leaders(ledger) == [holder]
         assert keeper.health.ready() == ()
@@ -193,7 +193,7 @@ def test_a_round_that_takes_too_long_gets_more_time(
         BEGIN PERFORM pg_sleep(3); RETURN NEW; END $$
     """)
     ledger.execute("""
-        CREATE TRIGGER dawdle BEFORE UPDATE ON jobs
+        CREATE TRIGGER dawdle BEFORE UPDATE ON ledger.jobs
         FOR EACH ROW WHEN (NEW.state = 'queued') EXECUTE FUNCTION dawdle()
     """)
     given.enqueued(ledger, "a", delay=0.1)

@@ -69,7 +69,7 @@ def test_only_what_has_changed_is_told(post: Post, api: ApiServer, pricer: Price
 
     # Even by another keeper, and back to nothing
     given.expire(post.ledger, one)
-    post.ledger.execute("UPDATE jobs SET state = 'queued', lease = NULL WHERE id = 'b'")
+    post.ledger.execute("UPDATE ledger.jobs SET state = 'queued', lease = NULL WHERE id = 'b'")
     Pricer(cluster_of(api)).run(post)
     assert (api.costs, api.patched) == ({"one": "1", "two": "0"}, ["one", "two"])
 

@@ -35,8 +35,8 @@ _ID: Final = """
 """
 # What a row of ours weighs: an envelope of 670 bytes, a body of 100.
 _INSERT: Final = """
-    INSERT INTO jobs (id, task, queue, list, priority, state, attempt, suspicion, lease, worker,
-                      dispatch_seq, dispatched_at, rings, created_at, run_at, expires_at,
+    INSERT INTO ledger.jobs (id, task, queue, list, priority, state, attempt, suspicion, lease,
+                      worker, dispatch_seq, dispatched_at, rings, created_at, run_at, expires_at,
                       started_at, finished_at, key, fingerprint, root_id, envelope, body, result,
                       result_type, error)
     SELECT id, task, queue, list, priority, state, attempt, suspicion, lease, lease, seq,
@@ -81,7 +81,8 @@ class Depth:
     def ids(self, count: int, where: str) -> list[str]:
         """`count` jobs of which that holds, in the order of their ids."""
         rows = self.ledger.execute(
-            f"SELECT id FROM (SELECT id FROM jobs WHERE {where} LIMIT {count}) found ORDER BY id"
+            f"SELECT id FROM (SELECT id FROM ledger.jobs WHERE {where} LIMIT {count}) found"
+            " ORDER BY id"
         )
         assert len(rows) == count, where
         return [row.id for row in rows]
@@ -107,10 +108,11 @@ class Depth:
 
 def fill(ledger: Ledger, ended: int = ENDED, waiting: int = WAITING) -> None:
     """Make the rows, with the statistics of the moment before anything waited."""
-    ledger.execute("ALTER TABLE attempts SET UNLOGGED")  # half the time; no plan depends on it
-    ledger.execute("ALTER TABLE jobs SET UNLOGGED")
+    # Half the time; no plan depends on it.
+    ledger.execute("ALTER TABLE ledger.attempts SET UNLOGGED")
+    ledger.execute("ALTER TABLE ledger.jobs SET UNLOGGED")
     for table in ("jobs", "attempts"):
-        ledger.execute(f"ALTER TABLE {table} SET (autovacuum_enabled = off)")
+        ledger.execute(f"ALTER TABLE ledger.{table} SET (autovacuum_enabled = off)")
     fill_ended(ledger, FORGOTTEN, FORGOTTEN + ended)
     vacuum(ledger)
     _fill_unfinished(ledger, FORGOTTEN + ended, waiting)
@@ -141,10 +143,10 @@ def fill_ended(ledger: Ledger, first: int, last: int) -> None:
         )
     )
     ledger.execute("""
-        INSERT INTO attempts (job_id, number, outcome, lease, worker, started_at, error)
+        INSERT INTO ledger.attempts (job_id, number, outcome, lease, worker, started_at, error)
         SELECT id, 1, CASE WHEN attempt > 1 THEN 'retried' ELSE state END, lease, worker,
                started_at, 'ValueError: no'
-        FROM jobs WHERE attempt > 1 OR state = 'failed'
+        FROM ledger.jobs WHERE attempt > 1 OR state = 'failed'
     """)
 
 
@@ -171,9 +173,9 @@ def _fill_unfinished(ledger: Ledger, first: int, waiting: int) -> None:
     )
     due = "now() + interval '1 hour' + n * interval '1 second'"
     ledger.execute(_insert(last, last + SCHEDULED, state="'scheduled'", run_at=due))
-    ledger.execute(f"SELECT setval('dispatch_seq', {last + SCHEDULED})")
+    ledger.execute(f"SELECT setval('ledger.dispatch_seq', {last + SCHEDULED})")
     ledger.execute(f"""
-        INSERT INTO workers (lease, name, queues, expires_at)
+        INSERT INTO ledger.workers (lease, name, queues, expires_at)
         SELECT 'lease-' || n, 'w' || n, '{{celery}}', now() + interval '1 hour'
         FROM generate_series(0, {LEASES - 1}) AS n
     """)
@@ -186,14 +188,14 @@ def _insert(first: int, last: int, **columns: str) -> str:
 
 def vacuum(ledger: Ledger) -> None:
     with ledger.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.execute(text("VACUUM (ANALYZE) jobs"))
+        connection.execute(text("VACUUM (ANALYZE) ledger.jobs"))
         connection.execute(text("VACUUM (ANALYZE) attempts"))
 
 
 def late(depth: Depth, column: str, ids: list[str]) -> list[str]:
     """These jobs, with a time of theirs a second ago."""
     depth.ledger.execute(
-        f"UPDATE jobs SET {column} = clock_timestamp() - interval '1 second'"
+        f"UPDATE ledger.jobs SET {column} = clock_timestamp() - interval '1 second'"
         " WHERE id = ANY(CAST(:ids AS text[]))",
         {"ids": ids},
     )

@@ -139,7 +139,8 @@ def finding_the_lists(depth: Depth) -> Callable[[Ledger], Any]:
 def losing(name: str, front: str, grace: float) -> Case:
     def case(depth: Depth) -> Callable[[Ledger], Any]:
         ((seq,),) = depth.ledger.execute(
-            f"SELECT {front} FROM jobs WHERE state = 'queued' AND list = :list", {"list": name}
+            f"SELECT {front} FROM ledger.jobs WHERE state = 'queued' AND list = :list",
+            {"list": name},
         )
         return lambda ledger: take_lost(ledger, None, name, seq, grace)
 

@@ -94,7 +94,7 @@ def attempts_of(ledger: Ledger, job_id: str) -> list[tuple[int, str]]:
 def expire(ledger: Ledger, *leases: str) -> None:
     """Let leases be over since a second, as if their workers had stopped long ago."""
     ledger.execute(
-        "UPDATE workers SET expires_at = clock_timestamp() - interval '1 second'"
+        "UPDATE ledger.workers SET expires_at = clock_timestamp() - interval '1 second'"
         " WHERE lease = ANY(CAST(:leases AS text[]))",
         {"leases": list(leases)},
     )
@@ -103,7 +103,7 @@ def expire(ledger: Ledger, *leases: str) -> None:
 def make_due(ledger: Ledger, *ids: str) -> None:
     """Let scheduled jobs be due since a second."""
     ledger.execute(
-        "UPDATE jobs SET run_at = clock_timestamp() - interval '1 second'"
+        "UPDATE ledger.jobs SET run_at = clock_timestamp() - interval '1 second'"
         " WHERE id = ANY(CAST(:ids AS text[]))",
         {"ids": list(ids)},
     )
@@ -112,7 +112,7 @@ def make_due(ledger: Ledger, *ids: str) -> None:
 def age(ledger: Ledger, column: str, seconds: float, *ids: str) -> None:
     """Move a time of jobs into the past."""
     ledger.execute(
-        f"UPDATE jobs SET {column} = {column} - :seconds * interval '1 second'"
+        f"UPDATE ledger.jobs SET {column} = {column} - :seconds * interval '1 second'"
         " WHERE id = ANY(CAST(:ids AS text[]))",
         {"seconds": seconds, "ids": list(ids)},
     )
@@ -137,7 +137,7 @@ def guard_moves(ledger: Ledger) -> None:
         END $$
     """)
     ledger.execute("""
-        CREATE TRIGGER refuse_illegal_move BEFORE UPDATE ON jobs
+        CREATE TRIGGER refuse_illegal_move BEFORE UPDATE ON ledger.jobs
         FOR EACH ROW EXECUTE FUNCTION refuse_illegal_move()
     """)
 

@@ -99,7 +99,7 @@ def test_a_failed_job_is_replayed_with_its_history(ledger: Ledger) -> None:
 
 def test_poison_is_replayed_with_a_clean_slate(ledger: Ledger) -> None:
     finish(ledger, [given.failure(given.running(ledger, "a"))])
-    ledger.execute("UPDATE jobs SET lost = 3, suspicion = 2")
+    ledger.execute("UPDATE ledger.jobs SET lost = 3, suspicion = 2")
 
     replay(ledger, "a")
 
@@ -192,6 +192,6 @@ def test_a_replay_whose_reply_is_lost_is_no_conflict(
 
     # Then it is queued once, and the doorbell is the one that the ledger knows
     assert proxy.dropped.is_set()
-    assert ledger.execute("SELECT state, dispatch_seq FROM jobs") == [("queued", ring.seq)]
+    assert ledger.execute("SELECT state, dispatch_seq FROM ledger.jobs") == [("queued", ring.seq)]
     with pytest.raises(Conflict):  # a second replay is another request
         replay(door, "a")

@@ -85,7 +85,8 @@ def claim_more(ledger: Ledger, lease: str, most: int = 8, *, idle: bool = True) 
 
 def must_run_alone(ledger: Ledger, *ids: str) -> None:
     ledger.execute(
-        "UPDATE jobs SET suspicion = 2 WHERE id = ANY(CAST(:ids AS text[]))", {"ids": list(ids)}
+        "UPDATE ledger.jobs SET suspicion = 2 WHERE id = ANY(CAST(:ids AS text[]))",
+        {"ids": list(ids)},
     )
 
 
@@ -93,7 +94,8 @@ def dispatched(ledger: Ledger, *ids: str) -> None:
     """Let the jobs have been dispatched in this order."""
     for job_id in ids:
         ledger.execute(
-            "UPDATE jobs SET dispatch_seq = nextval('dispatch_seq') WHERE id = :id", {"id": job_id}
+            "UPDATE ledger.jobs SET dispatch_seq = nextval('ledger.dispatch_seq') WHERE id = :id",
+            {"id": job_id},
         )
 
 
@@ -196,7 +198,7 @@ def test_a_claim_of_suspects_whose_reply_is_lost_is_neither_lost_nor_doubled(
     # Given four suspects, and a network that swallows the reply to the next COMMIT
     suspects(ledger, *"abcd")
     dispatched(ledger, *"abcd")
-    ledger.execute("UPDATE jobs SET suspicion = :level", {"level": level})
+    ledger.execute("UPDATE ledger.jobs SET suspicion = :level", {"level": level})
     lease = given.lease(ledger, isolated=True)
     door = given.connected(open_ledger(proxy.url))
     proxy.drop_reply_after_next_commit()
@@ -238,7 +240,9 @@ def test_suspects_that_an_outage_cut_off_are_found_before_others_are_claimed(
 
 def test_a_claim_says_how_often_the_job_was_lost(ledger: Ledger) -> None:
     given.enqueued(ledger, "a", "b")
-    ledger.execute("UPDATE jobs SET lost = 2, suspicion = CASE id WHEN 'b' THEN 1 ELSE 0 END")
+    ledger.execute(
+        "UPDATE ledger.jobs SET lost = 2, suspicion = CASE id WHEN 'b' THEN 1 ELSE 0 END"
+    )
     lease = given.lease(ledger)
 
     (first,) = claim(ledger, lease, ["a"])
@@ -251,7 +255,7 @@ def test_a_claim_says_how_often_the_job_was_lost(ledger: Ledger) -> None:
 @pytest.mark.parametrize("suspicion", [0, 1, 2])
 def test_an_expired_job_is_not_started(ledger: Ledger, suspicion: int) -> None:
     given.enqueued(ledger, "a", expires=60)
-    ledger.execute("UPDATE jobs SET suspicion = :level", {"level": suspicion})
+    ledger.execute("UPDATE ledger.jobs SET suspicion = :level", {"level": suspicion})
     given.age(ledger, "expires_at", 120, "a")
     lease = given.lease(ledger)
 
@@ -360,7 +364,9 @@ def test_a_claim_during_an_expiry_gets_nothing(
     door = open_ledger()
     found: list[list[Claim]] = []
     with ledger.transaction() as connection:
-        connection.execute(text("DELETE FROM workers WHERE lease = :lease"), {"lease": lease})
+        connection.execute(
+            text("DELETE FROM ledger.workers WHERE lease = :lease"), {"lease": lease}
+        )
 
         # When the worker claims, then it waits
         claimer = threading.Thread(target=lambda: found.append(claim(door, lease, ["a"])))

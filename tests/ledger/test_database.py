@@ -11,19 +11,17 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from alembic import command
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from tests.ledger import given
 from tests.ledger.test_migrate import as_setting
-from tests.ledger.test_schema import emptied, ledger_at
+from tests.ledger.test_schema import emptied, ledger_at, upgrade
 from tests.proxy import Proxy
 from tests.servers import Databases
 from worker.errors import LedgerError, LedgerUnavailable
 from worker.jobs.job import Finish, Message
 from worker.jobs.states import State
-from worker.ledger import migrate as migrate_module
 from worker.ledger import prepared, silence
 from worker.ledger.database import Ledger
 from worker.ledger.enqueue import enqueue
@@ -62,7 +60,7 @@ def test_a_refusal_tells_nothing_of_the_payload(ledger: Ledger, bad: dict[str, o
 def test_a_row_against_a_constraint_is_not_quoted(ledger: Ledger) -> None:
     # Postgres's detail is "Failing row contains (…)", with the message and the result in it.
     fence = given.running(ledger, "a")
-    ledger.execute("UPDATE jobs SET envelope = :secret", {"secret": SECRET})
+    ledger.execute("UPDATE ledger.jobs SET envelope = :secret", {"secret": SECRET})
 
     with pytest.raises(Refused) as caught:
         finish(ledger, [Finish(fence, State.SCHEDULED, "retried", error=SECRET)])
@@ -156,11 +154,11 @@ def test_a_statement_that_takes_too_long_leaves_nothing_behind(
     door = open_ledger(timeout=1.0)
     given.enqueued(ledger, "a")
     with pytest.raises(NotDone), door.transaction() as connection:
-        connection.execute(text("UPDATE jobs SET task = 'b' WHERE id = 'a'"))
+        connection.execute(text("UPDATE ledger.jobs SET task = 'b' WHERE id = 'a'"))
         connection.execute(text("SELECT pg_sleep(600)"))
 
     # Then nobody waits for the lock
-    ledger.execute("SELECT id FROM jobs WHERE id = 'a' FOR UPDATE NOWAIT")
+    ledger.execute("SELECT id FROM ledger.jobs WHERE id = 'a' FOR UPDATE NOWAIT")
 
 
 def test_patience_is_for_the_block_and_the_thread(open_ledger: Callable[..., Ledger]) -> None:
@@ -202,20 +200,17 @@ def test_a_migration_does_not_keep_others_waiting_behind_it(databases: Databases
     # Given an old schema, and somebody who reads a table of it for long
     address = emptied(databases)
     door, other = ledger_at(address), ledger_at(address)
-    with door.transaction() as connection:
-        config = migrate_module._config()
-        config.attributes["connection"] = connection
-        command.upgrade(config, "0001")
+    upgrade(door, "0001")
     migrating = threading.Thread(target=migrate, args=(as_setting(address),))
     with door.transaction() as reader:
-        reader.execute(text("SELECT count(*) FROM jobs"))
+        reader.execute(text("SELECT count(*) FROM ledger.jobs"))
 
         # When it is migrated
         migrating.start()
         given.until(lambda: given.waits_for_a_lock(other))
 
         # Then others that come for the table have their turn
-        assert len(other.execute("SELECT count(*) FROM jobs")) == 1
+        assert len(other.execute("SELECT count(*) FROM ledger.jobs")) == 1
         assert migrating.is_alive()
 
     # And the migration has its own when the reader is gone

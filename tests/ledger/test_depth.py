@@ -69,11 +69,11 @@ def faults(seen: list[Seen], jobs: int = 1) -> list[str]:
 @pytest.mark.parametrize(
     ("statement", "fault"),
     [
-        ("SELECT id FROM jobs WHERE root_id = 'nobody'", "it reads all of jobs"),
-        ("SELECT * FROM attempts WHERE error = 'none'", "it reads all of attempts"),
-        ("SELECT id FROM jobs WHERE state = 'queued' AND list = 'celery' AND priority = 7"
+        ("SELECT id FROM ledger.jobs WHERE root_id = 'nobody'", "it reads all of jobs"),
+        ("SELECT * FROM ledger.attempts WHERE error = 'none'", "it reads all of attempts"),
+        ("SELECT id FROM ledger.jobs WHERE state = 'queued' AND list = 'celery' AND priority = 7"
          " ORDER BY dispatch_seq LIMIT 1", "in vain"),
-        ("SELECT count(*) FROM (SELECT FROM jobs ORDER BY id LIMIT 100000) found", "pages"),
+        ("SELECT count(*) FROM (SELECT FROM ledger.jobs ORDER BY id LIMIT 100000) found", "pages"),
     ],
 )  # fmt: skip
 def test_a_statement_that_grows_is_found(

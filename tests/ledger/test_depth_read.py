@@ -85,7 +85,7 @@ def test_what_has_ended_is_counted_up_to_a_number_and_then_estimated(
     finish(ledger, [given.success(one.fence) for one in claims])
     finish(ledger, [given.failure(given.running(ledger))])
     with ledger.transaction() as connection:
-        connection.execute(text("ANALYZE jobs"))
+        connection.execute(text("ANALYZE ledger.jobs"))
     exact = {State.QUEUED: 8, State.SUCCEEDED: 10, State.FAILED: 1}
     assert counts(ledger) == exact
 

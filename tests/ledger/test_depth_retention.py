@@ -71,9 +71,9 @@ def test_while_a_batch_is_deleted_everybody_else_goes_on(
 def test_a_saved_group_that_is_in_use_is_left_for_later(ledger: Ledger) -> None:
     save_group(ledger, "a", b"1")
     save_group(ledger, "b", b"2")
-    ledger.execute("UPDATE groups SET created_at = created_at - interval '60 days'")
+    ledger.execute("UPDATE ledger.groups SET created_at = created_at - interval '60 days'")
     with ledger.transaction() as connection:
-        connection.execute(text("SELECT FROM groups WHERE id = 'a' FOR UPDATE"))
+        connection.execute(text("SELECT FROM ledger.groups WHERE id = 'a' FOR UPDATE"))
         drop_old(ledger, None, succeeded_days=7, failed_days=30)
 
     assert (read_group(ledger, "a"), read_group(ledger, "b")) == (b"1", None)
@@ -106,7 +106,7 @@ def test_a_batch_that_takes_too_long_is_halved(post: Post, ledger: Ledger) -> No
     cleaner = Cleaner()
     with ledger.transaction() as connection:
         connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
-        connection.execute(text("SELECT FROM attempts FOR UPDATE"))
+        connection.execute(text("SELECT FROM ledger.attempts FOR UPDATE"))
         for _ in range(3):
             asked.append(cleaner._effort.size)
             with pytest.raises(NotDone):

@@ -16,7 +16,9 @@ from worker.ledger.leader import Leadership
 
 
 def seq_of(ledger: Ledger, job_id: str) -> int:
-    ((seq,),) = ledger.execute("SELECT dispatch_seq FROM jobs WHERE id = :id", {"id": job_id})
+    ((seq,),) = ledger.execute(
+        "SELECT dispatch_seq FROM ledger.jobs WHERE id = :id", {"id": job_id}
+    )
     return int(seq)
 
 
@@ -37,7 +39,7 @@ def test_a_job_is_due_at_its_time_by_the_databases_clock(ledger: Ledger) -> None
 
     (ring,) = given.until(lambda: dispatch_due(ledger, None), 5)
 
-    ((early,),) = ledger.execute("SELECT dispatched_at < run_at FROM jobs")
+    ((early,),) = ledger.execute("SELECT dispatched_at < run_at FROM ledger.jobs")
     assert ring.id == "a" and early is False
 
 
@@ -113,7 +115,7 @@ def test_what_was_rung_again_gets_a_grace_of_its_own(ledger: Ledger) -> None:
 
 def test_nobody_rings_for_suspects_and_running_jobs(ledger: Ledger) -> None:
     given.enqueued(ledger, "suspect")
-    ledger.execute("UPDATE jobs SET suspicion = 1")
+    ledger.execute("UPDATE ledger.jobs SET suspicion = 1")
     given.running(ledger, "running")
     given.age(ledger, "dispatched_at", 6000, "suspect", "running")
 
@@ -144,7 +146,7 @@ def test_in_doubt_a_job_is_rung_after_a_minute_then_two_then_four(ledger: Ledger
 
 def test_in_doubt_a_job_is_rung_at_least_every_hour(ledger: Ledger) -> None:
     given.enqueued(ledger, "a")
-    ledger.execute("UPDATE jobs SET rings = 1000")
+    ledger.execute("UPDATE ledger.jobs SET rings = 1000")
     given.age(ledger, "dispatched_at", 3601, "a")
 
     assert take_unsure(ledger, None, "celery")

@@ -218,7 +218,9 @@ def test_a_lone_job_that_meets_a_deadlock_is_tried_again(ledger: Ledger) -> None
             RETURN new;
         END $$
     """)
-    ledger.execute("CREATE TRIGGER meet BEFORE INSERT ON jobs FOR EACH ROW EXECUTE FUNCTION meet()")
+    ledger.execute(
+        "CREATE TRIGGER meet BEFORE INSERT ON ledger.jobs FOR EACH ROW EXECUTE FUNCTION meet()"
+    )
 
     assert [answer.id for answer in answers(ledger, given.job("a"))] == ["a"]
     assert ledger.execute("SELECT last_value FROM inserts")[0].last_value == 2

@@ -83,7 +83,7 @@ def test_a_rescued_job_ignores_its_first_worker(ledger: Ledger) -> None:
 
     # When the first worker finishes, before and while another one runs it
     assert finish(ledger, [given.success(first, b"1")]).granted == frozenset()
-    ledger.execute("UPDATE jobs SET suspicion = 0")
+    ledger.execute("UPDATE ledger.jobs SET suspicion = 0")
     (second,) = claim(ledger, given.lease(ledger), ["a"])
     assert finish(ledger, [given.success(first, b"1")]).granted == frozenset()
 
@@ -246,7 +246,7 @@ def test_each_child_lost_alone_counts(ledger: Ledger) -> None:
 
 def test_an_ordinary_end_clears_the_count_of_losses(ledger: Ledger) -> None:
     fence = given.running(ledger, "a")
-    ledger.execute("UPDATE jobs SET lost = 2, suspicion = 2")
+    ledger.execute("UPDATE ledger.jobs SET lost = 2, suspicion = 2")
 
     finish(ledger, [given.retry(fence)])
 
@@ -257,12 +257,12 @@ def test_an_ordinary_end_clears_the_count_of_losses(ledger: Ledger) -> None:
 @pytest.mark.parametrize("outcome", ["lost", "released", "postponed"])
 def test_what_did_not_end_stays_as_suspect_as_it_was(ledger: Ledger, outcome: str) -> None:
     fence = given.running(ledger, "a")
-    ledger.execute("UPDATE jobs SET suspicion = 2")
+    ledger.execute("UPDATE ledger.jobs SET suspicion = 2")
 
     done = finish(ledger, [Finish(fence, State.QUEUED, outcome)])
 
     assert done.granted == {"a"} and done.rings == ()  # an isolated process asks for it
-    assert ledger.execute("SELECT suspicion FROM jobs") == [(2,)]
+    assert ledger.execute("SELECT suspicion FROM ledger.jobs") == [(2,)]
 
 
 def test_progress_is_the_running_attempts_alone(ledger: Ledger) -> None:
@@ -353,7 +353,7 @@ def test_what_cannot_follow_a_job_is_said_and_its_end_stands(
 def test_a_loss_that_the_worker_judged_is_written_as_it_is_and_counted(ledger: Ledger) -> None:
     # Given a job that was lost before
     fence = given.running(ledger, "a")
-    ledger.execute("UPDATE jobs SET lost = 2")
+    ledger.execute("UPDATE ledger.jobs SET lost = 2")
     ended = Ended("later", "tests.add", State.FAILED)
 
     # When the worker ends it as poison, with what follows from that

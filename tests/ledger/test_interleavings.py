@@ -31,7 +31,7 @@ from worker.ledger.retention import expire_late
 
 COMMIT = "COMMIT"
 #: The second statements of a rescue and of a lease's end: the lease row is gone, its jobs are not.
-TAKE, GIVE_BACK = "orphans", "UPDATE jobs"
+TAKE, GIVE_BACK = "orphans", "UPDATE ledger.jobs"
 Work = Callable[[Ledger], Any]
 
 
@@ -167,7 +167,7 @@ def adopts(ledger: Ledger, lease: str) -> Work:
 
 def claims_suspect(ledger: Ledger, lease: str) -> Work:
     given.enqueued(ledger, "a")
-    ledger.execute("UPDATE jobs SET suspicion = 1")
+    ledger.execute("UPDATE ledger.jobs SET suspicion = 1")
     return lambda door: claim_suspects(door, lease, ["celery"], 1, idle=True)
 
 
@@ -610,8 +610,8 @@ def test_batches_of_every_kind_never_wait_for_each_other_in_a_ring(
             ]
         )
         close_lease(ledger, other)
-        ledger.execute("UPDATE jobs SET suspicion = 0")
+        ledger.execute("UPDATE ledger.jobs SET suspicion = 0")
 
         # Then nobody was ended by Postgres, and all wait again
         assert deadlocks == []
-        assert ledger.execute("SELECT DISTINCT state FROM jobs") == [("queued",)]
+        assert ledger.execute("SELECT DISTINCT state FROM ledger.jobs") == [("queued",)]

@@ -15,7 +15,7 @@ FIRST, SECOND = Leadership("keeper", "first", 600), Leadership("keeper", "second
 
 
 def end_lead(ledger: Ledger) -> None:
-    ledger.execute("UPDATE leaders SET expires_at = clock_timestamp() - interval '1 second'")
+    ledger.execute("UPDATE ledger.leaders SET expires_at = clock_timestamp() - interval '1 second'")
 
 
 def test_one_leads_and_extends(ledger: Ledger) -> None:
@@ -67,10 +67,10 @@ def test_a_duty_without_the_lead_is_stopped_in_its_transaction(ledger: Ledger) -
     end_lead(ledger)
 
     with pytest.raises(LeaseLost, match="first no longer leads"), ledger.transaction() as duty:
-        duty.execute(text("INSERT INTO queues (name) VALUES ('work of the duty')"))
+        duty.execute(text("INSERT INTO ledger.queues (name) VALUES ('work of the duty')"))
         FIRST.check(duty)
 
-    assert ledger.execute("SELECT * FROM queues") == []
+    assert ledger.execute("SELECT * FROM ledger.queues") == []
 
 
 def test_nobody_takes_over_in_the_middle_of_a_duty(
@@ -84,7 +84,9 @@ def test_nobody_takes_over_in_the_middle_of_a_duty(
     with ledger.transaction() as duty:
         leader.check(duty)
         given.until(
-            lambda: ledger.execute("SELECT 1 FROM leaders WHERE expires_at < clock_timestamp()")
+            lambda: ledger.execute(
+                "SELECT 1 FROM ledger.leaders WHERE expires_at < clock_timestamp()"
+            )
         )
 
         # When another one takes the lead
@@ -95,7 +97,7 @@ def test_nobody_takes_over_in_the_middle_of_a_duty(
         successor = threading.Thread(target=take)
         successor.start()
         given.until(lambda: given.waits_for_a_lock(ledger) or order)
-        duty.execute(text("INSERT INTO queues (name) VALUES ('work of the duty')"))
+        duty.execute(text("INSERT INTO ledger.queues (name) VALUES ('work of the duty')"))
         assert order == []
 
     # Then it does so after the duty is over, and the next duty of the first is stopped

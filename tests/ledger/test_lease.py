@@ -15,7 +15,7 @@ def test_a_lease_id_is_never_used_again(ledger: Ledger) -> None:
 
 def test_a_renewed_lease_is_not_rescued(ledger: Ledger) -> None:
     fence = given.running(ledger, "a")
-    ledger.execute("UPDATE workers SET expires_at = clock_timestamp() + interval '10 ms'")
+    ledger.execute("UPDATE ledger.workers SET expires_at = clock_timestamp() + interval '10 ms'")
 
     assert renew(ledger, fence.lease, 60)
 

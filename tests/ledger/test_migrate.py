@@ -19,7 +19,7 @@ def as_setting(address: str) -> str:
 def set_revision(address: str, revision: str) -> None:
     connection = psycopg2.connect(address)
     with connection, connection.cursor() as cursor:
-        cursor.execute("UPDATE alembic_version SET version_num = %s", (revision,))
+        cursor.execute("UPDATE ledger.alembic_version SET version_num = %s", (revision,))
     connection.close()
 
 
@@ -34,7 +34,7 @@ def test_replicas_that_migrate_at_once_make_one_schema(databases: Databases) -> 
     assert answers == [head()] * 8
     ledger = ledger_at(address)
     check_schema(ledger)
-    assert ledger.execute("SELECT version_num FROM alembic_version") == [(head(),)]
+    assert ledger.execute("SELECT version_num FROM ledger.alembic_version") == [(head(),)]
     ledger.close()
 
 

@@ -51,9 +51,9 @@ from worker.settings import Settings
 ROUNDS = 3
 
 
-JOB_ROWS = text("SELECT * FROM jobs")
-LEASE_ROWS = text("SELECT lease, expires_at > clock_timestamp() AS grants FROM workers")
-ATTEMPT_ROWS = text("SELECT job_id, number, outcome FROM attempts")
+JOB_ROWS = text("SELECT * FROM ledger.jobs")
+LEASE_ROWS = text("SELECT lease, expires_at > clock_timestamp() AS grants FROM ledger.workers")
+ATTEMPT_ROWS = text("SELECT job_id, number, outcome FROM ledger.attempts")
 
 JOBS = ["a", "b", "c", "d", "e"]
 IDS = st.sampled_from(JOBS)
@@ -88,8 +88,8 @@ class LedgerMachine(RuleBasedStateMachine):
         super().__init__()
         self.post, self.ledger, self.client = post, post.ledger, client
         self.flaky, self.proxy = flaky, proxy
-        self.ledger.execute("DELETE FROM jobs")
-        self.ledger.execute("DELETE FROM workers")
+        self.ledger.execute("DELETE FROM ledger.jobs")
+        self.ledger.execute("DELETE FROM ledger.workers")
         self.client.flushdb()
         self.model = Model()
         self.highest = 0
@@ -236,7 +236,7 @@ class LedgerMachine(RuleBasedStateMachine):
             given.expire(self.ledger, lease)
         else:
             self.ledger.execute(
-                "UPDATE workers SET renewed_at = clock_timestamp() - interval '400 s',"
+                "UPDATE ledger.workers SET renewed_at = clock_timestamp() - interval '400 s',"
                 " expires_at = clock_timestamp() + interval '200 s' WHERE lease = :lease",
                 {"lease": lease},
             )
@@ -406,7 +406,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(ids=SOME, sweep=st.booleans())
     def expire_jobs(self, ids: Collection[str], sweep: bool) -> None:
         self.ledger.execute(
-            "UPDATE jobs SET expires_at = clock_timestamp() - interval '1 s'"
+            "UPDATE ledger.jobs SET expires_at = clock_timestamp() - interval '1 s'"
             " WHERE expires_at IS NOT NULL AND id = ANY(:ids)",
             {"ids": list(ids)},
         )

@@ -42,7 +42,7 @@ def when_due(ledger: Ledger, fence: Fence) -> None:
 
 
 def when_late(ledger: Ledger, fence: Fence) -> None:
-    ledger.execute("UPDATE jobs SET expires_at = clock_timestamp() - interval '1 s'")
+    ledger.execute("UPDATE ledger.jobs SET expires_at = clock_timestamp() - interval '1 s'")
     expire_late(ledger, None)
 
 
@@ -55,13 +55,13 @@ def when_unrung(take: Callable[[Ledger], object]) -> Statement:
 
 
 def when_unreplaced(ledger: Ledger, fence: Fence) -> None:
-    ledger.execute("UPDATE jobs SET run_at = 'infinity' WHERE state = 'scheduled'")
+    ledger.execute("UPDATE ledger.jobs SET run_at = 'infinity' WHERE state = 'scheduled'")
     ended = Ended(JOB, "tests.add", State.FAILED)
     ledger.run(lambda connection: insert_ended(connection, [ended]))
 
 
 def when_never_enqueued(ledger: Ledger, fence: Fence) -> None:
-    ledger.execute("UPDATE jobs SET list = '' WHERE attempt = 0")
+    ledger.execute("UPDATE ledger.jobs SET list = '' WHERE attempt = 0")
     enqueue(ledger, [given.job(JOB, 2)])
 
 
@@ -101,10 +101,10 @@ def bring_to(ledger: Ledger, state: State, *, suspect: bool) -> Fence:
     elif state is State.QUEUED:
         given.enqueued(ledger, JOB)
     if state in (State.SCHEDULED, State.QUEUED):
-        ledger.execute("UPDATE jobs SET suspicion = :level", {"level": int(suspect)})
+        ledger.execute("UPDATE ledger.jobs SET suspicion = :level", {"level": int(suspect)})
         return nobody
     fence = given.running(ledger, JOB)
-    ledger.execute("UPDATE jobs SET suspicion = :level", {"level": int(suspect)})
+    ledger.execute("UPDATE ledger.jobs SET suspicion = :level", {"level": int(suspect)})
     if state is not State.RUNNING:
         finish(ledger, [Finish(fence, state, str(state))])
     return fence
@@ -114,7 +114,7 @@ def bring_to(ledger: Ledger, state: State, *, suspect: bool) -> Fence:
 def test_no_statement_makes_an_illegal_move(ledger: Ledger, name: str) -> None:
     for state, suspect in itertools.product(State, (False, True)):
         # Given a job in this state
-        ledger.execute("TRUNCATE jobs, attempts, workers")
+        ledger.execute("TRUNCATE ledger.jobs, ledger.attempts, ledger.workers")
         fence = bring_to(ledger, state, suspect=suspect)
         before = given.job_of(ledger, JOB).attempt
 
@@ -133,7 +133,7 @@ def test_every_legal_move_is_some_statements(ledger: Ledger) -> None:
     made: set[tuple[State, State]] = set()
     for state in State:
         for statement in STATEMENTS.values():
-            ledger.execute("TRUNCATE jobs, attempts, workers")
+            ledger.execute("TRUNCATE ledger.jobs, ledger.attempts, ledger.workers")
             fence = bring_to(ledger, state, suspect=False)
             with suppress(LedgerError):
                 statement(ledger, fence)

@@ -21,7 +21,7 @@ from worker.ledger.finish import finish
 from worker.ledger.prepared import PLANNED, Prepared
 
 #: Found by ids; `jobs` is read from end to end only where it has next to no pages.
-_LOOK = Prepared("look", text("SELECT task FROM jobs WHERE id = ANY(CAST(:ids AS text[]))"))
+_LOOK = Prepared("look", text("SELECT task FROM ledger.jobs WHERE id = ANY(CAST(:ids AS text[]))"))
 NOBODY = {"ids": "{nobody}"}
 _PERCENT = Prepared("percent", text("SELECT '100%' WHERE CAST(:name AS text) LIKE '%a%'"))
 _OF_ANOTHER_PROCESS = database._SET_BOUNDS.replace("pg_backend_pid()", "pg_backend_pid() + 1")
@@ -70,7 +70,7 @@ def test_a_plan_is_dropped_once_it_is_old(door: Ledger, monkeypatch: pytest.Monk
     assert "Seq Scan" in plan(door)
 
     # When the table grows, Postgres keeps it (where it did not just analyse the table)
-    door.execute("ALTER TABLE jobs SET (autovacuum_enabled = off)")
+    door.execute("ALTER TABLE ledger.jobs SET (autovacuum_enabled = off)")
     assert door.rows_at_once(_LOOK, NOBODY) == []
     enqueue(door, [given.job() for _ in range(3000)])
     clock.now += PLANNED / 2
@@ -163,12 +163,12 @@ def test_a_table_that_changes_costs_an_error_and_no_job(
     # Given what was prepared on the tables as they were
     lease = given.lease(door)
     assert a_life(door, lease) is State.SUCCEEDED
-    door.execute("ALTER TABLE jobs ADD COLUMN extra int")
-    looked = Prepared("extra", text("SELECT id FROM jobs WHERE extra = 1"))
+    door.execute("ALTER TABLE ledger.jobs ADD COLUMN extra int")
+    looked = Prepared("extra", text("SELECT id FROM ledger.jobs WHERE extra = 1"))
     assert door.rows_at_once(looked, {}) == []
 
     # When they are changed, as no migration of ours does
-    door.execute(f"ALTER TABLE jobs {change}")
+    door.execute(f"ALTER TABLE ledger.jobs {change}")
 
     # Then the connection is sent whole statements, which do what can be done
     with caplog.at_level("INFO", "worker.ledger.prepared"):

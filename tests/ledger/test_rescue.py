@@ -36,7 +36,9 @@ def claim_next(ledger: Ledger, lease: str, most: int = 1) -> list[str]:
 
 def standing(ledger: Ledger, *ids: str) -> list[tuple[int, int]]:
     """Suspicion and counted losses of each job."""
-    rows = {row.id: (row.suspicion, row.lost) for row in ledger.execute("SELECT * FROM jobs")}
+    rows = {
+        row.id: (row.suspicion, row.lost) for row in ledger.execute("SELECT * FROM ledger.jobs")
+    }
     return [rows[job_id] for job_id in ids]
 
 
@@ -44,7 +46,7 @@ def suspected(ledger: Ledger, suspicion: int, *ids: str) -> None:
     """Queued suspects."""
     given.enqueued(ledger, *ids)
     ledger.execute(
-        "UPDATE jobs SET suspicion = :suspicion WHERE id = ANY(CAST(:ids AS text[]))",
+        "UPDATE ledger.jobs SET suspicion = :suspicion WHERE id = ANY(CAST(:ids AS text[]))",
         {"suspicion": suspicion, "ids": list(ids)},
     )
 
@@ -52,7 +54,7 @@ def suspected(ledger: Ledger, suspicion: int, *ids: str) -> None:
 def renewed_ago(ledger: Ledger, lease: str, seconds: float) -> None:
     """Let the last renewal of a lease of 15 s be so long ago."""
     ledger.execute(
-        "UPDATE workers SET renewed_at = clock_timestamp() - :seconds * interval '1 s',"
+        "UPDATE ledger.workers SET renewed_at = clock_timestamp() - :seconds * interval '1 s',"
         " expires_at = clock_timestamp() + (15 - :seconds) * interval '1 s' WHERE lease = :lease",
         {"seconds": seconds, "lease": lease},
     )
@@ -81,7 +83,7 @@ def test_only_expired_leases_are_rescued(ledger: Ledger) -> None:
     assert (done.leases, done.queued, done.poisoned, done.full) == (1, ("a",), (), False)
     assert given.state_of(ledger, "a") is State.QUEUED
     assert given.state_of(ledger, "b") is State.RUNNING
-    assert ledger.execute("SELECT lease FROM workers") == [(alive.lease,)]
+    assert ledger.execute("SELECT lease FROM ledger.workers") == [(alive.lease,)]
 
 
 def test_a_rescue_leaves_the_attempt_as_evidence(ledger: Ledger) -> None:
@@ -145,7 +147,7 @@ def test_lost_alone_in_an_isolated_process_it_runs_truly_alone(ledger: Ledger) -
 def test_an_ordinary_worker_makes_no_worse_suspects(ledger: Ledger) -> None:
     lease = given.lease(ledger)
     given.claimed(ledger, "a", "b", lease_id=lease)
-    ledger.execute("UPDATE jobs SET suspicion = 1 WHERE id = 'a'")
+    ledger.execute("UPDATE ledger.jobs SET suspicion = 1 WHERE id = 'a'")
     given.expire(ledger, lease)
 
     rescue(ledger, None, 3)
@@ -351,7 +353,7 @@ def test_the_innocent_is_no_suspect_after_a_good_end(ledger: Ledger) -> None:
 
 def test_what_runs_under_no_lease_at_all_is_swept(ledger: Ledger) -> None:
     fence = given.running(ledger, "a")
-    ledger.execute("DELETE FROM workers WHERE lease = :lease", {"lease": fence.lease})
+    ledger.execute("DELETE FROM ledger.workers WHERE lease = :lease", {"lease": fence.lease})
 
     done = rescue(ledger, None, 1)
 
@@ -420,14 +422,14 @@ def test_a_late_rescue_does_not_take_the_next_attempt(
 ) -> None:
     # Given an orphan that is rescued and claimed anew, in a commit that is still to come
     first = given.running(ledger, "a")
-    ledger.execute("DELETE FROM workers WHERE lease = :lease", {"lease": first.lease})
+    ledger.execute("DELETE FROM ledger.workers WHERE lease = :lease", {"lease": first.lease})
     door, lease = open_ledger(), "lease-of-the-next"
     found: list[Rescued] = []
     with ledger.transaction() as connection:
-        connection.execute(text("UPDATE jobs SET state = 'queued', lease = NULL"))
+        connection.execute(text("UPDATE ledger.jobs SET state = 'queued', lease = NULL"))
         connection.execute(
             text(
-                "INSERT INTO workers (lease, name, queues, expires_at)"
+                "INSERT INTO ledger.workers (lease, name, queues, expires_at)"
                 " VALUES (:lease, 'w2', '{celery}', clock_timestamp() + interval '600 s')"
             ),
             {"lease": lease},

@@ -38,7 +38,7 @@ def test_each_kind_of_end_is_kept_for_its_own_time(ledger: Ledger) -> None:
     given.age(ledger, "finished_at", 30 * DAY, "failed", "cancelled")
     assert drop(ledger) == 2
     assert {job.id for job in read_list(ledger)} == {"queued", "scheduled", "running"}
-    assert ledger.execute("SELECT * FROM attempts") == []
+    assert ledger.execute("SELECT * FROM ledger.attempts") == []
 
 
 def test_it_is_dropped_in_batches_oldest_first(
@@ -62,7 +62,7 @@ def test_what_somebody_else_has_locked_is_left_for_later(ledger: Ledger) -> None
     finish(ledger, [given.failure(fence) for fence in fences])
     given.age(ledger, "finished_at", 60 * DAY, "a", "b")
     with ledger.transaction() as connection:
-        connection.execute(text("SELECT 1 FROM jobs WHERE id = 'a' FOR UPDATE"))
+        connection.execute(text("SELECT 1 FROM ledger.jobs WHERE id = 'a' FOR UPDATE"))
 
         assert drop(ledger) == 1
 

@@ -13,7 +13,7 @@ from worker.ledger.suspects import LATE, Wanted, wanted
 def suspects(ledger: Ledger, *ids: str, level: int = 1) -> None:
     given.enqueued(ledger, *ids)
     ledger.execute(
-        "UPDATE jobs SET suspicion = :level WHERE id = ANY(CAST(:ids AS text[]))",
+        "UPDATE ledger.jobs SET suspicion = :level WHERE id = ANY(CAST(:ids AS text[]))",
         {"level": level, "ids": list(ids)},
     )
 
@@ -26,7 +26,7 @@ def place(ledger: Ledger, slots: int, pod: str | None = None) -> str:
 def late(ledger: Ledger, lease: str, seconds: float = 8) -> None:
     """Let a lease of 15 s be renewed so long ago."""
     ledger.execute(
-        "UPDATE workers SET renewed_at = clock_timestamp() - :seconds * interval '1 s',"
+        "UPDATE ledger.workers SET renewed_at = clock_timestamp() - :seconds * interval '1 s',"
         " expires_at = clock_timestamp() + (15 - :seconds) * interval '1 s' WHERE lease = :lease",
         {"seconds": seconds, "lease": lease},
     )
@@ -109,7 +109,7 @@ def test_a_short_lease_is_overdue_at_half_of_it(ledger: Ledger) -> None:
 
     for ago, slots in ((0.8, 0), (1.1, 1)):
         ledger.execute(
-            "UPDATE workers SET renewed_at = clock_timestamp() - :ago * interval '1 s',"
+            "UPDATE ledger.workers SET renewed_at = clock_timestamp() - :ago * interval '1 s',"
             " expires_at = clock_timestamp() + (2 - :ago) * interval '1 s' WHERE lease = :lease",
             {"ago": ago, "lease": other},
         )
@@ -144,7 +144,7 @@ def test_who_is_overdue_itself_sees_no_risk(ledger: Ledger) -> None:
 
 def test_suspects_of_another_queue_are_other_workers_to_run(ledger: Ledger) -> None:
     given.enqueued(ledger, "a", queue="other")
-    ledger.execute("UPDATE jobs SET suspicion = 1")
+    ledger.execute("UPDATE ledger.jobs SET suspicion = 1")
 
     assert lacks(ledger) == (0, 0)
 
@@ -152,7 +152,7 @@ def test_suspects_of_another_queue_are_other_workers_to_run(ledger: Ledger) -> N
 def test_workers_stand_in_a_row_without_those_that_have_a_process(ledger: Ledger) -> None:
     # Given four workers; the second has an isolated process, the third is overdue
     row = sorted(given.lease(ledger, pod=f"host:{number}") for number in range(4))
-    ledger.execute("UPDATE workers SET pod = lease")
+    ledger.execute("UPDATE ledger.workers SET pod = lease")
     place(ledger, 1, pod=row[1])
     late(ledger, row[2])
 
@@ -165,7 +165,7 @@ def test_workers_stand_in_a_row_without_those_that_have_a_process(ledger: Ledger
 def test_a_place_that_does_not_consume_the_suspects_queue_is_none(ledger: Ledger) -> None:
     # Given suspects of a queue, and a free place for other queues only
     suspects(ledger, "a")
-    ledger.execute("UPDATE jobs SET queue = 'threads'")
+    ledger.execute("UPDATE ledger.jobs SET queue = 'threads'")
     given.lease(ledger, isolated=True, slots=16)
     lease = given.lease(ledger)
 
@@ -174,5 +174,5 @@ def test_a_place_that_does_not_consume_the_suspects_queue_is_none(ledger: Ledger
     assert (found.slots, found.alone) == (1, 0)
 
     # And none, once there is one that does
-    ledger.execute("UPDATE workers SET queues = ARRAY['celery', 'threads'] WHERE isolated")
+    ledger.execute("UPDATE ledger.workers SET queues = ARRAY['celery', 'threads'] WHERE isolated")
     assert not wanted(ledger, lease, ["celery", "threads"]).any

@@ -55,7 +55,7 @@ def answers(calls: Sequence[Future[Enqueued]]) -> list[Enqueued]:
 
 def transactions(ledger: Ledger) -> int:
     """In how many transactions the jobs were inserted."""
-    (row,) = ledger.execute("SELECT count(DISTINCT xmin::text) AS count FROM jobs")
+    (row,) = ledger.execute("SELECT count(DISTINCT xmin::text) AS count FROM ledger.jobs")
     return int(row.count)
 
 
@@ -90,7 +90,7 @@ def door(open_ledger: Callable[..., Ledger]) -> Ledger:
 def held(door: Ledger) -> Iterator[None]:
     """Whoever inserts a job waits in the midst of it until the block ends."""
     with door.transaction() as connection:
-        connection.execute(text("LOCK TABLE jobs IN SHARE MODE"))
+        connection.execute(text("LOCK TABLE ledger.jobs IN SHARE MODE"))
         yield
 
 

@@ -44,7 +44,7 @@ def upgrade():
 _COLUMNS = """
     SELECT table_name, column_name, is_nullable = 'NO' AND column_default IS NULL
     FROM information_schema.columns
-    WHERE table_schema = 'public' AND table_name <> 'alembic_version'
+    WHERE table_schema = 'ledger' AND table_name <> 'alembic_version'
 """
 
 #: Whether a row must give a value, by table and column.
@@ -122,7 +122,7 @@ def test_a_newer_schema_that_runs_this_code_is_taken(made_by_next: Callable[[str
     assert check_schema(ledger) == "next"
     assert finish(ledger, [given.success(given.running(ledger, "a"))]).granted == {"a"}
     assert migrate(as_setting(address)) == "next"
-    assert ledger.execute("SELECT version_num FROM alembic_version") == [("next",)]
+    assert ledger.execute("SELECT version_num FROM ledger.alembic_version") == [("next",)]
     ledger.close()
 
 
@@ -153,7 +153,7 @@ def test_a_newer_schema_that_says_nothing_is_refused(
 ) -> None:
     # Given a database that was restored without its comments
     ledger = ledger_at(made_by_next(head()))
-    ledger.execute("COMMENT ON TABLE alembic_version IS NULL")
+    ledger.execute("COMMENT ON TABLE ledger.alembic_version IS NULL")
 
     with pytest.raises(SchemaNewer):
         check_schema(ledger)
@@ -162,11 +162,11 @@ def test_a_newer_schema_that_says_nothing_is_refused(
 
 def test_a_migration_that_is_done_says_again_what_its_schema_runs(database_url: str) -> None:
     ledger = ledger_at(database_url)
-    ledger.execute("COMMENT ON TABLE alembic_version IS NULL")
+    ledger.execute("COMMENT ON TABLE ledger.alembic_version IS NULL")
 
     migrate(as_setting(database_url))
 
-    query = "SELECT obj_description('alembic_version'::regclass)"
+    query = "SELECT obj_description('ledger.alembic_version'::regclass)"
     assert ledger.execute(query) == [(f"{head()} runs code from {runs_code_from(head())}",)]
     ledger.close()
 

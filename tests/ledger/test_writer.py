@@ -389,7 +389,7 @@ def slow(ledger: Ledger, seconds: float) -> None:
         BEGIN PERFORM pg_sleep({seconds}); RETURN NEW; END $$
     """)
     ledger.execute("""
-        CREATE TRIGGER dawdle BEFORE UPDATE ON jobs
+        CREATE TRIGGER dawdle BEFORE UPDATE ON ledger.jobs
         FOR EACH ROW WHEN (NEW.state = 'succeeded') EXECUTE FUNCTION dawdle()
     """)
 
@@ -436,7 +436,7 @@ def test_a_busy_writer_gathers_and_an_idle_one_does_not_wait(
     monkeypatch.setattr(writer_module, "GATHER", 10 * given.PATIENCE)
     fences = [given.running(ledger, str(number)) for number in range(BATCH + 1)]
     with ledger.transaction() as locking:
-        locking.execute(text("LOCK TABLE jobs IN SHARE MODE"))
+        locking.execute(text("LOCK TABLE ledger.jobs IN SHARE MODE"))
         # When one end comes, and more while it is written
         writer.put(given.success(fences[0]))
         given.until(lambda: not writer._pending)  # it is being written

@@ -202,4 +202,4 @@ def test_a_renewal_that_meets_its_lease_closed_opens_no_other(ledger: Ledger) ->
     holder.lease._renew()
 
     # Then there is none
-    assert ledger.execute("SELECT lease FROM workers") == []
+    assert ledger.execute("SELECT lease FROM ledger.workers") == []

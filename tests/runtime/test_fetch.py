@@ -167,19 +167,19 @@ def test_what_is_granted_is_delivered_although_a_foreign_entry_cannot_be_adopted
         f" $$ BEGIN RAISE EXCEPTION 'away' USING ERRCODE = '{code}'; END $$"
     )
     given.ledger.execute(
-        "CREATE TRIGGER away BEFORE INSERT ON jobs FOR EACH ROW EXECUTE FUNCTION away()"
+        "CREATE TRIGGER away BEFORE INSERT ON ledger.jobs FOR EACH ROW EXECUTE FUNCTION away()"
     )
     # When the batch is taken
     taken = given.source().take(given.lease, 10)
     # Then ours is delivered, and the foreign one is kept for later
     assert [claim.fence.id for claim in taken] == [job.id]
-    given.ledger.execute("DROP TRIGGER away ON jobs")
+    given.ledger.execute("DROP TRIGGER away ON ledger.jobs")
     given.doorbells.restore(0)  # as the keeper does with what nobody has acknowledged
     assert [claim.fence.id for claim in given.source().take(given.lease, 10)] == [stranger]
 
 
 def test_a_foreign_job_that_postgres_refuses_is_kept_for_operators(given: Given) -> None:
-    given.ledger.execute("ALTER TABLE jobs ADD CONSTRAINT odd CHECK (task <> 'test.odd')")
+    given.ledger.execute("ALTER TABLE ledger.jobs ADD CONSTRAINT odd CHECK (task <> 'test.odd')")
     with Celery("plain", broker=given.redis_url, set_as_current=False) as plain:
         plain.send_task("test.odd")
     good = given.foreign(1, 2)
@@ -201,7 +201,8 @@ class Suspects:
         job = new_job("test.add", [1, 1])
         enqueue(self.given.ledger, [job])
         self.given.ledger.execute(
-            "UPDATE jobs SET suspicion = :level WHERE id = :id", {"level": suspicion, "id": job.id}
+            "UPDATE ledger.jobs SET suspicion = :level WHERE id = :id",
+            {"level": suspicion, "id": job.id},
         )
         return job.id
 

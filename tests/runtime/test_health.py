@@ -188,7 +188,7 @@ def test_a_wedged_worker_does_not_renew_and_knows_whether_postgres_answers(
 ) -> None:
     assert patient.health.may_renew(ledger)
     # Whatever has become of the schema since it started
-    ledger.execute("UPDATE alembic_version SET version_num = '9999'")
+    ledger.execute("UPDATE ledger.alembic_version SET version_num = '9999'")
     patient.health.watchdog._faults = ("The event loop stands still.",)
     patient.health.watchdog._ran += 1000
     assert not patient.health.may_renew(ledger)

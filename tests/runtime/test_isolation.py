@@ -63,7 +63,7 @@ def ledger(settings: Settings) -> Iterator[Ledger]:
 
 def suspects(ledger: Ledger, count: int, level: int = 1) -> None:
     enqueue(ledger, [new_job("test.add", [1, 1]) for _ in range(count)])
-    ledger.execute("UPDATE jobs SET suspicion = :level", {"level": level})
+    ledger.execute("UPDATE ledger.jobs SET suspicion = :level", {"level": level})
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_it_takes_looks_in_a_row(settings: Settings, ledger: Ledger) -> None:
 
     def renewed(seconds: int) -> None:
         ledger.execute(
-            "UPDATE workers SET renewed_at = clock_timestamp() - :ago * interval '1 s',"
+            "UPDATE ledger.workers SET renewed_at = clock_timestamp() - :ago * interval '1 s',"
             " expires_at = clock_timestamp() + (600 - :ago) * interval '1 s'"
             " WHERE name = 'late'",
             {"ago": seconds},

@@ -63,7 +63,9 @@ class Holder:
 
     def expiry(self) -> float:
         """When the lease expires, in seconds of the database's clock."""
-        (row,) = self.ledger.execute("SELECT extract(epoch FROM expires_at) AS at FROM workers")
+        (row,) = self.ledger.execute(
+            "SELECT extract(epoch FROM expires_at) AS at FROM ledger.workers"
+        )
         return float(row.at)
 
 
@@ -95,7 +97,7 @@ def test_a_job_that_was_cancelled_is_reported_stale(holder: Holder) -> None:
     holder.lease._renew()
     assert holder.stale == []
     holder.ledger.execute(
-        "UPDATE jobs SET state = 'cancelled', lease = NULL WHERE id = :id", {"id": fence.id}
+        "UPDATE ledger.jobs SET state = 'cancelled', lease = NULL WHERE id = :id", {"id": fence.id}
     )
     holder.lease._renew()
     assert holder.stale == [fence]
@@ -110,7 +112,8 @@ def test_a_job_that_was_cancelled_before_its_start_is_not_started(
     for fence in (cancelled, kept):
         holder.claims.move(fence, phase)
     holder.ledger.execute(
-        "UPDATE jobs SET state = 'cancelled', lease = NULL WHERE id = :id", {"id": cancelled.id}
+        "UPDATE ledger.jobs SET state = 'cancelled', lease = NULL WHERE id = :id",
+        {"id": cancelled.id},
     )
     # When the lease is renewed
     holder.lease._renew()
@@ -156,7 +159,7 @@ def test_a_lost_lease_is_replaced_and_its_jobs_are_not_started(holder: Holder) -
     old = holder.lease.id
     assert old is not None
     assert holder.clock.may_start(handed)
-    holder.ledger.execute("DELETE FROM workers")
+    holder.ledger.execute("DELETE FROM ledger.workers")
     # When the worker tries to renew
     holder.lease._renew()
     # Then it has another lease, and nothing of the old one may be started
@@ -173,7 +176,7 @@ def test_what_the_new_lease_has_claimed_already_is_not_forgotten(
 ) -> None:
     # Given a lease that the keeper ended, and a fetcher that is quick to claim under the next one
     unstarted = holder.claim_one()
-    holder.ledger.execute("DELETE FROM workers")
+    holder.ledger.execute("DELETE FROM ledger.workers")
     opened, claimed = Lease.open, []
 
     def open_and_lose_the_gil(lease: Lease) -> None:

@@ -40,7 +40,7 @@ def test_it_starts_migrates_and_stops_in_order(data: Path) -> None:
     try:
         connection = psycopg2.connect(stack.environment["DATABASE_URL"])
         with connection.cursor() as cursor:
-            cursor.execute("SELECT count(*) FROM jobs")
+            cursor.execute("SELECT count(*) FROM ledger.jobs")
             assert cursor.fetchone() == (0,)
         connection.close()
     finally:

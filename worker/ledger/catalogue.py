@@ -12,7 +12,7 @@ from sqlalchemy import Connection, text
 from worker.ledger.database import Ledger
 
 _PUBLISH_TASKS = text("""
-    INSERT INTO catalogue (task, parameters)
+    INSERT INTO ledger.catalogue (task, parameters)
     SELECT task, CAST(parameters AS jsonb)
     FROM unnest(CAST(:tasks AS text[]), CAST(:parameters AS text[])) AS new (task, parameters)
     ORDER BY task
@@ -21,13 +21,13 @@ _PUBLISH_TASKS = text("""
 """)
 
 _PUBLISH_QUEUES = text("""
-    INSERT INTO queues (name) SELECT name FROM unnest(CAST(:queues AS text[])) AS new (name)
+    INSERT INTO ledger.queues (name) SELECT name FROM unnest(CAST(:queues AS text[])) AS new (name)
     ORDER BY name
     ON CONFLICT (name) DO UPDATE SET consumed_at = clock_timestamp()
 """)
 
-_TASKS = text("SELECT task, parameters FROM catalogue")
-_QUEUES = text("SELECT name FROM queues")
+_TASKS = text("SELECT task, parameters FROM ledger.catalogue")
+_QUEUES = text("SELECT name FROM ledger.queues")
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,16 +10,16 @@ from worker.ledger.database import Ledger
 
 _CANCEL = text("""
     WITH locked AS MATERIALIZED (
-        SELECT id, state AS was, lease AS held_by FROM jobs
+        SELECT id, state AS was, lease AS held_by FROM ledger.jobs
         WHERE id = :id AND (state IN ('scheduled', 'queued') OR state = 'running' AND :running)
         FOR UPDATE
     ), moved AS (
-        UPDATE jobs
+        UPDATE ledger.jobs
         SET state = 'cancelled', error = :reason, finished_at = clock_timestamp(), lease = NULL
         FROM locked WHERE jobs.id = locked.id
         RETURNING jobs.id, jobs.attempt, jobs.worker, jobs.started_at, locked.was, locked.held_by
     ), noted AS (
-        INSERT INTO attempts (job_id, number, outcome, lease, worker, started_at, error)
+        INSERT INTO ledger.attempts (job_id, number, outcome, lease, worker, started_at, error)
         SELECT id, attempt, 'cancelled', held_by, worker, started_at, :reason FROM moved
         WHERE was = 'running'
         ON CONFLICT DO NOTHING
@@ -28,24 +28,26 @@ _CANCEL = text("""
 """)
 
 _REPLAY = text("""
-    UPDATE jobs
+    UPDATE ledger.jobs
     SET state = 'queued', lost = 0, suspicion = 0, lease = NULL, result = NULL,
         result_type = NULL, children = NULL, error = NULL, traceback = NULL, finished_at = NULL,
-        expires_at = NULL, run_at = NULL, dispatch_seq = nextval('dispatch_seq'),
+        expires_at = NULL, run_at = NULL, dispatch_seq = nextval('ledger.dispatch_seq'),
         dispatched_at = clock_timestamp(), rings = 1
     WHERE id = :id AND state IN ('failed', 'cancelled') AND list <> ''
     RETURNING id, list, dispatch_seq
 """)
 
 _FORGET = text("""
-    UPDATE jobs SET result = NULL, result_type = NULL, traceback = NULL, children = NULL
+    UPDATE ledger.jobs SET result = NULL, result_type = NULL, traceback = NULL, children = NULL
     WHERE id = :id AND state IN ('succeeded', 'failed', 'cancelled')
 """)
 
 # Postgres gives no number twice: a job that waits or runs under ours was queued by us.
-_REPLAYED = text("SELECT id, list, dispatch_seq FROM jobs WHERE id = :id AND dispatch_seq = :seq")
+_REPLAYED = text(
+    "SELECT id, list, dispatch_seq FROM ledger.jobs WHERE id = :id AND dispatch_seq = :seq"
+)
 
-_STATE = text("SELECT state FROM jobs WHERE id = :id")
+_STATE = text("SELECT state FROM ledger.jobs WHERE id = :id")
 
 
 def cancel(ledger: Ledger, job_id: str, reason: str, *, running: bool = True) -> None:

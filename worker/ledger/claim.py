@@ -21,14 +21,14 @@ ALONE = 2
 # a second statement: so either the claim finds no lease, or expiry finds the claim (PROTOCOL 6).
 _MINE = """
     mine AS MATERIALIZED (
-        SELECT lease, name FROM workers
+        SELECT lease, name FROM ledger.workers
         WHERE lease = :lease AND expires_at > clock_timestamp()
         FOR KEY SHARE
     )
 """
 
 _GRANT = f"""
-    UPDATE jobs
+    UPDATE ledger.jobs
     SET state = 'running', attempt = attempt + 1, lease = mine.lease, worker = mine.name,
         started_at = clock_timestamp(), progress = NULL, progress_state = NULL
     FROM wanted, mine
@@ -41,7 +41,7 @@ _CLAIM = Prepared(
     "claim",
     text(f"""
     WITH {_MINE}, wanted AS MATERIALIZED (
-        SELECT jobs.id FROM jobs, mine
+        SELECT jobs.id FROM ledger.jobs, mine
         WHERE jobs.id = ANY(CAST(:ids AS text[])) AND jobs.state = {QUEUED} AND jobs.suspicion = 0
           AND (jobs.expires_at IS NULL OR jobs.expires_at > clock_timestamp())
         ORDER BY jobs.id
@@ -53,7 +53,7 @@ _CLAIM = Prepared(
 
 # Looked at without a lock, because an isolated process that must wait looks again and again.
 _OLDEST_SUSPECT = text("""
-    SELECT suspicion FROM jobs
+    SELECT suspicion FROM ledger.jobs
     WHERE state = 'queued' AND suspicion > 0 AND queue = ANY(CAST(:queues AS text[]))
       AND (expires_at IS NULL OR expires_at > clock_timestamp())
     ORDER BY dispatch_seq LIMIT 1
@@ -63,11 +63,11 @@ _OLDEST_SUSPECT = text("""
 # dispatch and not of their ids: what skips locked rows waits for none, and so cannot deadlock.
 _CLAIM_SUSPECTS = text(f"""
     WITH {_MINE}, wanted AS MATERIALIZED (
-        SELECT jobs.id FROM jobs, mine
+        SELECT jobs.id FROM ledger.jobs, mine
         WHERE jobs.state = 'queued' AND jobs.suspicion > 0 AND jobs.suspicion = :level
           AND jobs.queue = ANY(CAST(:queues AS text[]))
           AND (jobs.expires_at IS NULL OR jobs.expires_at > clock_timestamp())
-          AND NOT EXISTS (SELECT FROM jobs held
+          AND NOT EXISTS (SELECT FROM ledger.jobs held
                           WHERE held.state = 'running' AND held.lease = :lease
                             AND GREATEST(held.suspicion, :level) >= {ALONE})
         ORDER BY jobs.dispatch_seq
@@ -78,12 +78,12 @@ _CLAIM_SUSPECTS = text(f"""
 """)  # noqa: S608 -- constants of the ledger
 
 _HELD = text("""
-    SELECT id, attempt, lease, task, queue, envelope, body, lost, suspicion FROM jobs
+    SELECT id, attempt, lease, task, queue, envelope, body, lost, suspicion FROM ledger.jobs
     WHERE state = 'running' AND lease = :lease AND id = ANY(CAST(:ids AS text[]))
 """)
 
 _HELD_UNKNOWN = text("""
-    SELECT id, attempt, lease, task, queue, envelope, body, lost, suspicion FROM jobs
+    SELECT id, attempt, lease, task, queue, envelope, body, lost, suspicion FROM ledger.jobs
     WHERE state = 'running' AND lease = :lease AND id <> ALL(CAST(:known AS text[]))
     ORDER BY id LIMIT :most
 """)

@@ -23,13 +23,13 @@ _SCHEDULED = "jobs.state = (SELECT 'scheduled')"
 
 _DUE = text(f"""
     WITH due AS MATERIALIZED (
-        SELECT id FROM jobs
+        SELECT id FROM ledger.jobs
         WHERE state = 'scheduled' AND run_at <= statement_timestamp()
         ORDER BY run_at LIMIT :batch
         FOR UPDATE SKIP LOCKED
     )
-    UPDATE jobs
-    SET state = 'queued', dispatch_seq = nextval('dispatch_seq'),
+    UPDATE ledger.jobs
+    SET state = 'queued', dispatch_seq = nextval('ledger.dispatch_seq'),
         dispatched_at = clock_timestamp(), rings = 1
     FROM due WHERE jobs.id = due.id AND {_SCHEDULED}
     RETURNING jobs.id, jobs.list, jobs.dispatch_seq
@@ -38,9 +38,9 @@ _DUE = text(f"""
 # A loose index scan: one probe a list, however many jobs wait in it.
 _LISTS = text("""
     WITH RECURSIVE lists AS (
-        (SELECT list FROM jobs WHERE state = 'queued' ORDER BY list LIMIT 1)
+        (SELECT list FROM ledger.jobs WHERE state = 'queued' ORDER BY list LIMIT 1)
         UNION ALL
-        SELECT (SELECT jobs.list FROM jobs
+        SELECT (SELECT jobs.list FROM ledger.jobs
                 WHERE jobs.state = 'queued' AND jobs.list > lists.list
                 ORDER BY jobs.list LIMIT 1)
         FROM lists WHERE lists.list IS NOT NULL
@@ -52,18 +52,18 @@ _LISTS = text("""
 # longest are looked at, and no more, however many wait: behind so many in Redis nothing is late.
 _RING_AGAIN = """
     WITH longest AS (
-        SELECT id, dispatched_at, rings FROM jobs
+        SELECT id, dispatched_at, rings FROM ledger.jobs
         WHERE state = 'queued' AND list = :list AND suspicion = 0 AND {where}
         ORDER BY dispatch_seq LIMIT :window
     ), late AS MATERIALIZED (
         SELECT id FROM longest WHERE {late} LIMIT :batch
     ), locked AS MATERIALIZED (
-        SELECT id FROM jobs JOIN late USING (id)
+        SELECT id FROM ledger.jobs JOIN late USING (id)
         WHERE {queued} AND jobs.list = :list AND jobs.suspicion = 0 AND {late}
         FOR UPDATE OF jobs SKIP LOCKED
     )
-    UPDATE jobs
-    SET dispatch_seq = nextval('dispatch_seq'), dispatched_at = clock_timestamp(),
+    UPDATE ledger.jobs
+    SET dispatch_seq = nextval('ledger.dispatch_seq'), dispatched_at = clock_timestamp(),
         rings = LEAST(rings + 1, 1000)
     FROM locked WHERE jobs.id = locked.id AND {queued}
     RETURNING jobs.id, jobs.list, jobs.dispatch_seq

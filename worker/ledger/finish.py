@@ -58,12 +58,12 @@ _FIELDS = (
 # guard stands twice: once to lock, once more because a waited-for row may have changed.
 _FINISH = text(f"""
     WITH {_INPUT}, locked AS MATERIALIZED (
-        SELECT jobs.id FROM jobs JOIN input i ON i.id = jobs.id
+        SELECT jobs.id FROM ledger.jobs JOIN input i ON i.id = jobs.id
         WHERE jobs.state = {RUNNING} AND jobs.attempt = i.attempt AND jobs.lease = i.lease
         ORDER BY jobs.id
         FOR UPDATE OF jobs
     ), moved AS (
-        UPDATE jobs
+        UPDATE ledger.jobs
         SET state = i.state,
             result = i.result, result_type = i.result_type, children = i.children,
             error = i.error, traceback = i.traceback,
@@ -76,7 +76,7 @@ _FINISH = text(f"""
             run_at = CASE WHEN i.state <> 'scheduled' THEN jobs.run_at
                           WHEN i.delay = 'Infinity' THEN 'infinity'
                           ELSE clock_timestamp() + i.delay * interval '1 second' END,
-            dispatch_seq = CASE WHEN i.state = 'queued' THEN nextval('dispatch_seq') END,
+            dispatch_seq = CASE WHEN i.state = 'queued' THEN nextval('ledger.dispatch_seq') END,
             dispatched_at = CASE WHEN i.state = 'queued' THEN clock_timestamp() END,
             rings = CASE WHEN i.state = 'queued' THEN 1 ELSE 0 END,
             task = COALESCE(i.task, jobs.task), queue = COALESCE(i.queue, jobs.queue),
@@ -89,7 +89,8 @@ _FINISH = text(f"""
         RETURNING jobs.id, jobs.attempt, jobs.lease, jobs.worker, jobs.started_at, jobs.state,
                   jobs.list, jobs.dispatch_seq, jobs.suspicion, i.outcome, i.error, i.traceback
     ), noted AS (
-        INSERT INTO attempts (job_id, number, outcome, lease, worker, started_at, error, traceback)
+        INSERT INTO ledger.attempts (job_id, number, outcome, lease, worker, started_at, error,
+                                     traceback)
         SELECT id, attempt, outcome, lease, worker, started_at, error, traceback FROM moved
         WHERE outcome NOT IN ('succeeded', 'postponed')
         ON CONFLICT DO NOTHING
@@ -106,12 +107,12 @@ _SUCCEED = Prepared(
         SELECT * FROM unnest(CAST(:id AS text[]), CAST(:attempt AS int[]), CAST(:result AS bytea[]))
         AS i (id, attempt, result)
     ), locked AS MATERIALIZED (
-        SELECT jobs.id FROM jobs JOIN input i ON i.id = jobs.id
+        SELECT jobs.id FROM ledger.jobs JOIN input i ON i.id = jobs.id
         WHERE jobs.state = {RUNNING} AND jobs.attempt = i.attempt AND jobs.lease = :lease
         ORDER BY jobs.id
         FOR UPDATE OF jobs
     )
-    UPDATE jobs
+    UPDATE ledger.jobs
     SET state = 'succeeded', result = i.result, result_type = :result_type, children = NULL,
         error = NULL, traceback = NULL, lost = 0, suspicion = 0,
         finished_at = clock_timestamp(), dispatch_seq = NULL, dispatched_at = NULL, rings = 0
@@ -125,12 +126,12 @@ _SUCCEED = Prepared(
 # A commit whose reply was lost: final with my attempt and my lease is success (PROTOCOL 20).
 _ALREADY = text(f"""
     WITH {_INPUT}
-    SELECT jobs.id FROM jobs JOIN input i ON i.id = jobs.id
+    SELECT jobs.id FROM ledger.jobs JOIN input i ON i.id = jobs.id
     WHERE jobs.attempt = i.attempt AND jobs.lease = i.lease AND jobs.state = i.state
 """)  # noqa: S608 -- constants of the ledger
 
 _PROGRESS = text(f"""
-    UPDATE jobs SET progress = :progress, progress_state = :progress_state
+    UPDATE ledger.jobs SET progress = :progress, progress_state = :progress_state
     WHERE id = :id AND state = {RUNNING} AND attempt = :attempt AND lease = :lease
 """)  # noqa: S608 -- constants of the ledger
 

@@ -7,10 +7,10 @@ from sqlalchemy import text
 from worker.ledger.database import Ledger
 
 _SAVE = """
-    INSERT INTO groups (id, result) VALUES (:id, :result)
+    INSERT INTO ledger.groups (id, result) VALUES (:id, :result)
     ON CONFLICT (id) DO UPDATE SET result = excluded.result
 """
-_READ = text("SELECT result FROM groups WHERE id = :id")
+_READ = text("SELECT result FROM ledger.groups WHERE id = :id")
 
 
 def save_group(ledger: Ledger, group_id: str, result: bytes) -> None:
@@ -26,4 +26,4 @@ def read_group(ledger: Ledger, group_id: str) -> bytes | None:
 
 def delete_group(ledger: Ledger, group_id: str) -> None:
     """Drop a group result."""
-    ledger.execute("DELETE FROM groups WHERE id = :id", {"id": group_id})
+    ledger.execute("DELETE FROM ledger.groups WHERE id = :id", {"id": group_id})

@@ -48,12 +48,12 @@ _ARRAYS = ", ".join(f"CAST(:{name} AS {kind}[])" for name, kind in _FIELDS.items
 # opposite batches would wait for each other.
 _INSERT = text(f"""
     WITH new AS MATERIALIZED (
-        SELECT *, CASE WHEN delay > 0 THEN NULL ELSE nextval('dispatch_seq') END AS seq
+        SELECT *, CASE WHEN delay > 0 THEN NULL ELSE nextval('ledger.dispatch_seq') END AS seq
         FROM unnest({_ARRAYS}) AS new ({", ".join(_FIELDS)})
     )
-    INSERT INTO jobs (id, task, queue, list, priority, state, run_at, expires_at, dispatch_seq,
-                      dispatched_at, rings, key, fingerprint, parent_id, root_id, group_id,
-                      envelope, body)
+    INSERT INTO ledger.jobs (id, task, queue, list, priority, state, run_at, expires_at,
+                      dispatch_seq, dispatched_at, rings, key, fingerprint, parent_id, root_id,
+                      group_id, envelope, body)
     SELECT id, task, queue, list, priority,
            CASE WHEN delay > 0 THEN 'scheduled' ELSE 'queued' END,
            CASE WHEN delay > 0 THEN clock_timestamp() + delay * interval '1 second' END,
@@ -74,8 +74,8 @@ _PLAIN = ("id", "task", "queue", "list", "priority", "key", "fingerprint", "root
 _INSERT_PLAIN = Prepared(
     "enqueue",
     text(f"""
-    INSERT INTO jobs (state, dispatch_seq, dispatched_at, rings, {", ".join(_PLAIN)})
-    VALUES ('queued', nextval('dispatch_seq'), clock_timestamp(), 1,
+    INSERT INTO ledger.jobs (state, dispatch_seq, dispatched_at, rings, {", ".join(_PLAIN)})
+    VALUES ('queued', nextval('ledger.dispatch_seq'), clock_timestamp(), 1,
             {", ".join(f":{name}" for name in _PLAIN)})
     ON CONFLICT DO NOTHING
     RETURNING dispatch_seq
@@ -91,14 +91,15 @@ _AWAITS = """
 """
 
 _KNOWN = text(f"""
-    SELECT id, key, fingerprint, COALESCE({_AWAITS}, false) AS awaits FROM jobs
+    SELECT id, key, fingerprint, COALESCE({_AWAITS}, false) AS awaits FROM ledger.jobs
     WHERE id = ANY(CAST(:ids AS text[])) OR key = ANY(CAST(:keys AS text[]))
 """)  # noqa: S608 -- constants of this module
 
 _FILL_AWAITED = text(f"""
-    UPDATE jobs
+    UPDATE ledger.jobs
     SET state = 'queued', task = :task, queue = :queue, list = :list, priority = :priority,
-        run_at = NULL, dispatch_seq = nextval('dispatch_seq'), dispatched_at = clock_timestamp(),
+        run_at = NULL, dispatch_seq = nextval('ledger.dispatch_seq'),
+        dispatched_at = clock_timestamp(),
         expires_at = COALESCE(clock_timestamp() + :expires * interval '1 second', expires_at),
         rings = 1, envelope = :envelope, body = :body, fingerprint = :fingerprint,
         result = NULL, result_type = NULL, error = NULL, traceback = NULL, finished_at = NULL
@@ -107,8 +108,9 @@ _FILL_AWAITED = text(f"""
 """)  # noqa: S608 -- constants of this module
 
 _INSERT_ENDED = text("""
-    INSERT INTO jobs (id, task, queue, list, priority, state, fingerprint, parent_id, root_id,
-                      group_id, envelope, body, result, result_type, error, traceback, finished_at)
+    INSERT INTO ledger.jobs (id, task, queue, list, priority, state, fingerprint, parent_id,
+                      root_id, group_id, envelope, body, result, result_type, error, traceback,
+                      finished_at)
     VALUES (:id, :task, '', '', 0, :state, '', :parent_id, :root_id, :group_id, '{}', '',
             :result, :result_type, :error, :traceback, clock_timestamp())
     ON CONFLICT (id) DO UPDATE

@@ -10,7 +10,7 @@ from worker.errors import LeaseLost
 from worker.ledger.database import Ledger
 
 _TAKE = text("""
-    INSERT INTO leaders (name, holder, expires_at)
+    INSERT INTO ledger.leaders (name, holder, expires_at)
     VALUES (:name, :holder, clock_timestamp() + :seconds * interval '1 second')
     ON CONFLICT (name) DO UPDATE
     SET holder = excluded.holder, expires_at = excluded.expires_at
@@ -20,12 +20,12 @@ _TAKE = text("""
 
 # Share-locked until the duty commits: nobody can take over in the middle of it.
 _CHECK = text("""
-    SELECT FROM leaders
+    SELECT FROM ledger.leaders
     WHERE name = :name AND holder = :holder AND expires_at > clock_timestamp()
     FOR SHARE
 """)
 
-_RESIGN = text("DELETE FROM leaders WHERE name = :name AND holder = :holder")
+_RESIGN = text("DELETE FROM ledger.leaders WHERE name = :name AND holder = :holder")
 
 
 @dataclass(frozen=True, slots=True)

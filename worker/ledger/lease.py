@@ -10,7 +10,7 @@ from sqlalchemy import Connection, text
 from worker.ledger.database import Ledger
 
 _OPEN = text("""
-    INSERT INTO workers (lease, name, isolated, pod, slots, queues, expires_at)
+    INSERT INTO ledger.workers (lease, name, isolated, pod, slots, queues, expires_at)
     VALUES (:lease, :name, :isolated, :pod, :slots, :queues,
             clock_timestamp() + :seconds * interval '1 second')
     ON CONFLICT DO NOTHING
@@ -18,34 +18,35 @@ _OPEN = text("""
 
 # No condition on expires_at: an expired but unrescued lease may be renewed (PROTOCOL 11).
 _RENEW = text("""
-    UPDATE workers
+    UPDATE ledger.workers
     SET renewed_at = clock_timestamp(),
         expires_at = clock_timestamp() + :seconds * interval '1 second'
     WHERE lease = :lease
 """)
 
-_HELD = text("SELECT id, attempt FROM jobs WHERE state = 'running' AND lease = :lease")
+_HELD = text("SELECT id, attempt FROM ledger.jobs WHERE state = 'running' AND lease = :lease")
 
 # Counted lease by lease: for each of them there is an index, whatever the statistics say.
 _RUNNING = text("""
     SELECT name,
-           (SELECT count(*) FROM jobs WHERE state = 'running' AND lease = workers.lease) AS jobs
-    FROM workers
+           (SELECT count(*) FROM ledger.jobs
+            WHERE state = 'running' AND lease = workers.lease) AS jobs
+    FROM ledger.workers
 """)
 
-_CLOSE = text("DELETE FROM workers WHERE lease = :lease")
+_CLOSE = text("DELETE FROM ledger.workers WHERE lease = :lease")
 
 _RELEASE_ALL = text("""
     WITH locked AS MATERIALIZED (
-        SELECT id FROM jobs WHERE state = 'running' AND lease = :lease ORDER BY id FOR UPDATE
+        SELECT id FROM ledger.jobs WHERE state = 'running' AND lease = :lease ORDER BY id FOR UPDATE
     ), moved AS (
-        UPDATE jobs
-        SET state = 'queued', dispatch_seq = nextval('dispatch_seq'),
+        UPDATE ledger.jobs
+        SET state = 'queued', dispatch_seq = nextval('ledger.dispatch_seq'),
             dispatched_at = clock_timestamp(), rings = 1
         FROM locked WHERE jobs.id = locked.id AND jobs.state = 'running' AND jobs.lease = :lease
         RETURNING jobs.id, jobs.attempt, jobs.lease, jobs.worker, jobs.started_at
     )
-    INSERT INTO attempts (job_id, number, outcome, lease, worker, started_at, error)
+    INSERT INTO ledger.attempts (job_id, number, outcome, lease, worker, started_at, error)
     SELECT id, attempt, 'released', lease, worker, started_at, 'the worker shut down' FROM moved
     ON CONFLICT DO NOTHING
     RETURNING job_id

@@ -20,9 +20,10 @@ from sqlalchemy import Connection, text
 from worker.errors import SchemaMissing, SchemaNewer, SchemaOutdated
 from worker.ledger.database import Ledger
 from worker.ledger.faults import NotDone, TryAgain
+from worker.ledger.namespace import SCHEMA, make_room, old_place
 
 #: The oldest schema that this code runs on: the one before `head()`, or `head()` where it cannot.
-OLDEST_SCHEMA: Final = "0002"
+OLDEST_SCHEMA: Final = "0004"
 #: The comment on Alembic's own table: the schema's revision, and the oldest code that it runs. It
 #: commits with the migration, and reading it takes no right that nobody had before.
 _RUNS: Final = "{} runs code from {}"
@@ -78,6 +79,7 @@ def _upgrade(connection: Connection) -> str:
     # From here on: replicas may wait for each other as long as it takes.
     connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_SECONDS}s'"))
     known = _known()
+    make_room(connection)
     found = _found(connection, known)
     if found is not None and found not in known:
         return found
@@ -87,7 +89,7 @@ def _upgrade(connection: Connection) -> str:
     newest = ScriptDirectory.from_config(config).get_revision(known[-1])
     said = _RUNS.format(known[-1], newest.module.RUNS_CODE_FROM)
     if _comment(connection) != said:
-        connection.execute(text(f"COMMENT ON TABLE alembic_version IS '{said}'"))
+        connection.execute(text(f"COMMENT ON TABLE ledger.alembic_version IS '{said}'"))
     return known[-1]
 
 
@@ -101,6 +103,9 @@ def check_schema(ledger: Ledger) -> str:
     known = _known()
     with ledger.transaction() as connection:
         found = _found(connection, known)
+        old = old_place(connection) if found is None else None
+    if old is not None:
+        raise SchemaOutdated("0003 or older", known[-1])
     if found is None:
         raise SchemaMissing
     if found in known[: known.index(OLDEST_SCHEMA)]:
@@ -120,7 +125,9 @@ def _found(connection: Connection, known: list[str]) -> str | None:
     Raises:
         SchemaNewer: it is ahead of this code, and does not say that it runs it.
     """
-    found = MigrationContext.configure(connection).get_current_revision()
+    found = MigrationContext.configure(
+        connection, opts={"version_table_schema": SCHEMA}
+    ).get_current_revision()
     if found is not None and found not in known:
         comment = _comment(connection)
         if comment not in {_RUNS.format(found, oldest) for oldest in known}:
@@ -129,7 +136,7 @@ def _found(connection: Connection, known: list[str]) -> str | None:
 
 
 def _comment(connection: Connection) -> str:
-    query = "SELECT obj_description(to_regclass('alembic_version'), 'pg_class')"
+    query = "SELECT obj_description(to_regclass('ledger.alembic_version'), 'pg_class')"
     return connection.execute(text(query)).scalar() or ""
 
 

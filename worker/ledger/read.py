@@ -25,7 +25,7 @@ _COLUMNS = """
 """
 
 _BY_IDS = text(f"""
-    SELECT {_COLUMNS} FROM jobs WHERE id = ANY(CAST(:ids AS text[])) ORDER BY id DESC
+    SELECT {_COLUMNS} FROM ledger.jobs WHERE id = ANY(CAST(:ids AS text[])) ORDER BY id DESC
 """)  # noqa: S608 -- constants of this module
 
 _FILTERS = """
@@ -38,16 +38,16 @@ _FILTERS = """
 # Dead letters are found in the index `jobs_listed` alone, and without a filter in the key's; their
 # rows, which are wide, are read for the page only.
 _LISTED = text(f"""
-    SELECT {_COLUMNS} FROM jobs
-    WHERE id = ANY(ARRAY(SELECT id FROM jobs WHERE {_FILTERS} ORDER BY id DESC LIMIT :limit))
+    SELECT {_COLUMNS} FROM ledger.jobs
+    WHERE id = ANY(ARRAY(SELECT id FROM ledger.jobs WHERE {_FILTERS} ORDER BY id DESC LIMIT :limit))
     ORDER BY id DESC
 """)  # noqa: S608 -- constants of this module
 
 # All that is in a state with an index of its own, in whatever order: looked for by id, the few that
 # wait in a forgotten queue are behind everything that came since.
 _WHOLE = text(f"""
-    WITH whole AS MATERIALIZED (SELECT id, state, queue, task FROM jobs WHERE state = :state)
-    SELECT {_COLUMNS} FROM jobs
+    WITH whole AS MATERIALIZED (SELECT id, state, queue, task FROM ledger.jobs WHERE state = :state)
+    SELECT {_COLUMNS} FROM ledger.jobs
     WHERE id = ANY(ARRAY(SELECT id FROM whole WHERE {_FILTERS} ORDER BY id DESC LIMIT :limit))
     ORDER BY id DESC
 """)  # noqa: S608 -- constants of this module
@@ -55,19 +55,21 @@ _WHOLE = text(f"""
 _WINDOW = text(f"""
     SELECT min(id) AS last, count(*) AS seen,
            array_agg(id ORDER BY id DESC) FILTER (WHERE {_FILTERS}) AS ids
-    FROM (SELECT id, state, queue, task FROM jobs
+    FROM (SELECT id, state, queue, task FROM ledger.jobs
           WHERE CAST(:before AS text) IS NULL OR id < :before
           ORDER BY id DESC LIMIT :window) AS newest
 """)  # noqa: S608 -- constants of this module
 
 _ATTEMPTS = text("""
-    SELECT job_id, number, outcome, worker, started_at, ended_at, error, traceback FROM attempts
+    SELECT job_id, number, outcome, worker, started_at, ended_at, error, traceback
+    FROM ledger.attempts
     WHERE job_id = ANY(CAST(:ids AS text[]))
     ORDER BY job_id, number
 """)
 
 _COUNTS = text("""
-    SELECT state, count(*) AS jobs FROM jobs WHERE id = ANY(CAST(:ids AS text[])) GROUP BY state
+    SELECT state, count(*) AS jobs FROM ledger.jobs
+    WHERE id = ANY(CAST(:ids AS text[])) GROUP BY state
 """)
 
 # Each state in the order of an index of its own, so that no row is read for it.
@@ -75,7 +77,8 @@ _COUNT_EACH = text(
     " UNION ALL ".join(
         f"""
         SELECT '{state}' AS state, count(*) AS jobs
-        FROM (SELECT FROM jobs WHERE state = '{state}' ORDER BY {order} LIMIT {limit}) AS counted
+        FROM (SELECT FROM ledger.jobs WHERE state = '{state}'
+              ORDER BY {order} LIMIT {limit}) AS counted
         """  # noqa: S608 -- constants of this module
         for state, order, limit in (
             (State.SCHEDULED, "run_at", "ALL"),
@@ -92,7 +95,7 @@ _BY_INDEX = text("""
     SELECT set_config('enable_seqscan', 'off', true), set_config('enable_bitmapscan', 'off', true)
 """)
 
-_EXPECTED = text("EXPLAIN (FORMAT JSON) SELECT FROM jobs WHERE state = :state")
+_EXPECTED = text("EXPLAIN (FORMAT JSON) SELECT FROM ledger.jobs WHERE state = :state")
 
 _SAME = {field.name for field in fields(Job)} - {"state", "message", "result", "progress"}
 

@@ -20,11 +20,11 @@ BATCH = 1000
 # one expires too, and both end here together, or it renews, and the first was lost without it. The
 # time is the statement's own: both are judged by one clock reading.
 _EXPIRE = text("""
-    DELETE FROM workers WHERE lease IN (
-        SELECT lease FROM workers expired
+    DELETE FROM ledger.workers WHERE lease IN (
+        SELECT lease FROM ledger.workers expired
         WHERE expires_at < statement_timestamp()
           AND NOT EXISTS (
-              SELECT FROM workers other
+              SELECT FROM ledger.workers other
               WHERE other.pod = expired.pod AND other.lease <> expired.lease
                 AND other.expires_at >= statement_timestamp()
                 AND statement_timestamp() - other.renewed_at
@@ -42,14 +42,15 @@ _EXPIRE = text("""
 # the second time: with one, Postgres may look through all that runs for each id.
 _TAKE = text("""
     WITH orphans AS MATERIALIZED (
-        SELECT id FROM jobs
+        SELECT id FROM ledger.jobs
         WHERE state = 'running'
-          AND NOT EXISTS (SELECT FROM workers WHERE workers.lease = jobs.lease)
+          AND NOT EXISTS (SELECT FROM ledger.workers WHERE workers.lease = jobs.lease)
         ORDER BY id LIMIT :batch
         FOR UPDATE
     ), together AS MATERIALIZED (
-        SELECT lease, count(*) AS held FROM jobs
-        WHERE state = 'running' AND lease IN (SELECT j.lease FROM jobs j JOIN orphans USING (id))
+        SELECT lease, count(*) AS held FROM ledger.jobs
+        WHERE state = 'running'
+          AND lease IN (SELECT j.lease FROM ledger.jobs j JOIN orphans USING (id))
         GROUP BY lease
     ), judged AS MATERIALIZED (
         SELECT j.id, j.lease, j.attempt, j.worker, j.started_at, t.held,
@@ -57,9 +58,9 @@ _TAKE = text("""
                              THEN 1 ELSE 0 END AS lost,
                GREATEST(j.suspicion, CASE WHEN j.lease = ANY(CAST(:isolated AS text[]))
                                           THEN 2 ELSE 1 END) AS suspicion
-        FROM jobs j JOIN orphans USING (id) JOIN together t ON t.lease = j.lease
+        FROM ledger.jobs j JOIN orphans USING (id) JOIN together t ON t.lease = j.lease
     ), moved AS (
-        UPDATE jobs
+        UPDATE ledger.jobs
         SET lost = judged.lost,
             suspicion = CASE WHEN judged.lost >= :limit THEN 0 ELSE judged.suspicion END,
             state = CASE WHEN judged.lost >= :limit THEN 'failed' ELSE 'queued' END,
@@ -68,13 +69,14 @@ _TAKE = text("""
                                      judged.lost) END,
             finished_at = CASE WHEN judged.lost >= :limit THEN clock_timestamp() END,
             lease = NULL,
-            dispatch_seq = nextval('dispatch_seq'), dispatched_at = clock_timestamp(), rings = 1
+            dispatch_seq = nextval('ledger.dispatch_seq'), dispatched_at = clock_timestamp(),
+            rings = 1
         FROM judged
         WHERE jobs.id = judged.id AND jobs.state = (SELECT 'running')
           AND jobs.lease = judged.lease AND jobs.attempt = judged.attempt
         RETURNING jobs.id, jobs.state
     ), noted AS (
-        INSERT INTO attempts (job_id, number, outcome, lease, worker, started_at, error)
+        INSERT INTO ledger.attempts (job_id, number, outcome, lease, worker, started_at, error)
         SELECT judged.id, judged.attempt, 'lost', judged.lease, judged.worker, judged.started_at,
                format('the worker stopped renewing its lease while it held %s job(s)', judged.held)
         FROM judged JOIN moved USING (id)
@@ -86,12 +88,12 @@ _TAKE = text("""
 # A worker that has missed a renewal, and dies too perhaps: then it is a node that goes.
 _FALTERING = text("""
     SELECT EXISTS (
-        SELECT FROM workers
+        SELECT FROM ledger.workers
         WHERE clock_timestamp() - renewed_at > (expires_at - renewed_at) / 2)
 """)
 
 _CONDEMNED = text("""
-    SELECT id FROM jobs
+    SELECT id FROM ledger.jobs
     WHERE state IN ('failed', 'cancelled') AND state = 'failed' AND error LIKE 'poison: %'
       AND finished_at > statement_timestamp() - :seconds * interval '1 second'
 """)

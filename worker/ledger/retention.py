@@ -13,34 +13,35 @@ BATCH = 1000
 _DROP_SUCCEEDED, _DROP_ENDED_BADLY = (
     text(f"""
         WITH old AS MATERIALIZED (
-            SELECT id FROM jobs
+            SELECT id FROM ledger.jobs
             WHERE {states} AND finished_at < statement_timestamp() - :days * interval '1 day'
             ORDER BY finished_at LIMIT :batch
             FOR UPDATE SKIP LOCKED
         )
-        DELETE FROM jobs USING old WHERE jobs.id = old.id
+        DELETE FROM ledger.jobs USING old WHERE jobs.id = old.id
     """)  # noqa: S608 -- constants below
     for states in ("state = 'succeeded'", "state IN ('failed', 'cancelled')")
 )
 
 _DROP_GROUPS = text("""
     WITH old AS MATERIALIZED (
-        SELECT id FROM groups WHERE created_at < statement_timestamp() - :days * interval '1 day'
+        SELECT id FROM ledger.groups
+        WHERE created_at < statement_timestamp() - :days * interval '1 day'
         ORDER BY created_at LIMIT :batch
         FOR UPDATE SKIP LOCKED
     )
-    DELETE FROM groups USING old WHERE groups.id = old.id
+    DELETE FROM ledger.groups USING old WHERE groups.id = old.id
 """)
 
 _EXPIRE = text("""
     WITH late AS MATERIALIZED (
-        SELECT id FROM jobs
+        SELECT id FROM ledger.jobs
         WHERE state IN ('scheduled', 'queued') AND expires_at IS NOT NULL
           AND expires_at < statement_timestamp()
         ORDER BY expires_at LIMIT :batch
         FOR UPDATE SKIP LOCKED
     )
-    UPDATE jobs
+    UPDATE ledger.jobs
     SET state = 'cancelled', error = 'expired before it was started',
         finished_at = clock_timestamp(), lease = NULL
     FROM late WHERE jobs.id = late.id

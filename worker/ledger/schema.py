@@ -24,8 +24,9 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 from worker.jobs.states import State
+from worker.ledger.namespace import SCHEMA
 
-metadata: Final = MetaData()
+metadata: Final = MetaData(schema=SCHEMA)
 
 # Ids compare byte by byte: the same order in Python, in every database, and the fastest there is.
 _ID: Final = Text(collation="C")

@@ -27,13 +27,13 @@ _WANTED = text("""
                statement_timestamp() - renewed_at
                    > LEAST((expires_at - renewed_at) / 3 + :late * interval '1 second',
                            (expires_at - renewed_at) / 2) AS overdue
-        FROM workers WHERE queues && CAST(:queues AS text[])
+        FROM ledger.workers WHERE queues && CAST(:queues AS text[])
     ), waiting AS MATERIALIZED (
-        SELECT suspicion, queue FROM jobs
+        SELECT suspicion, queue FROM ledger.jobs
         WHERE state = 'queued' AND suspicion > 0 AND queue = ANY(CAST(:queues AS text[]))
         LIMIT :most
     ), at_risk AS MATERIALIZED (
-        SELECT seen.isolated, jobs.queue FROM seen JOIN jobs ON jobs.lease = seen.lease
+        SELECT seen.isolated, jobs.queue FROM seen JOIN ledger.jobs ON jobs.lease = seen.lease
         WHERE seen.overdue AND jobs.state = 'running' AND jobs.queue = ANY(CAST(:queues AS text[]))
           AND EXISTS (SELECT FROM seen WHERE lease = :lease AND NOT overdue)
         LIMIT :most
@@ -45,7 +45,7 @@ _WANTED = text("""
         SELECT able.slots, held.jobs AS held, held.alone
         FROM able CROSS JOIN LATERAL (
             SELECT count(*) AS jobs, COALESCE(max(suspicion) > 1, false) AS alone
-            FROM jobs WHERE state = 'running' AND jobs.lease = able.lease) held
+            FROM ledger.jobs WHERE state = 'running' AND jobs.lease = able.lease) held
         WHERE able.isolated
     )
     SELECT (SELECT count(*) FROM waiting WHERE suspicion = 1)

@@ -12,7 +12,7 @@ from tests.chaos.rig import Rig
 
 
 def _leader(rig: Rig) -> tuple[Member, int] | None:
-    for (holder,) in rig.query("SELECT holder FROM leaders WHERE name = 'keeper'"):
+    for (holder,) in rig.query("SELECT holder FROM ledger.leaders WHERE name = 'keeper'"):
         pid = int(holder.split(":")[1])
         for member in rig.keepers:
             if member.pid == pid:

@@ -33,9 +33,9 @@ _HELD = """
     WITH leases AS (
         SELECT DISTINCT lease FROM audit_leases
         WHERE what = 'open' AND name = %s AND NOT isolated)
-    SELECT id, attempt FROM jobs JOIN leases USING (lease) WHERE state = 'running'
+    SELECT id, attempt FROM ledger.jobs JOIN leases USING (lease) WHERE state = 'running'
     UNION
-    SELECT job_id, number FROM attempts JOIN leases USING (lease)
+    SELECT job_id, number FROM ledger.attempts JOIN leases USING (lease)
     WHERE outcome = 'lost' AND ended_at >= to_timestamp(%s)
 """
 
