@@ -1,0 +1,160 @@
+"""Events: what monitors such as Flower are sent."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+from tests.parity.rows import row
+from tests.parity.side import PREFORK, Side
+
+
+def _of(s: Side, act: Callable[[str], Any], last: str) -> list[dict[str, Any]]:
+    """The events of a job that `act` sends under the id that it is given, until kind `last`."""
+    job, seen, over = str(uuid.uuid4()), list[dict[str, Any]](), threading.Event()
+    listening = threading.Event()
+
+    def on_event(event: dict[str, Any]) -> None:
+        if event.get("uuid") == job:
+            seen.append(event)
+            if event["type"] == last:
+                over.set()
+
+    def listen() -> None:
+        with s.app.connection_for_read() as connection:
+            receiver = s.app.events.Receiver(connection, handlers={"*": on_event})
+            with receiver.consumer_context():
+                pass
+            listening.set()
+            while not over.is_set():
+                try:
+                    receiver.capture(limit=1, timeout=0.5, wakeup=False)
+                except TimeoutError:
+                    continue
+
+    thread = threading.Thread(target=listen, daemon=True)
+    thread.start()
+    listening.wait(5)
+    s.until(lambda: s.app.control.ping(timeout=0.3), 1.0)
+    act(job)
+    over.wait(8)
+    over.set()
+    thread.join(3)
+    return seen
+
+
+def _kinds(s: Side, act: Callable[[str], Any], last: str) -> list[str]:
+    return sorted({event["type"] for event in _of(s, act, last)})
+
+
+def _one(events: list[dict[str, Any]], kind: str) -> dict[str, Any]:
+    return next((event for event in events if event["type"] == kind), {})
+
+
+@row(
+    "a success is sent, received, started and succeeded",
+    ["task-received", "task-sent", "task-started", "task-succeeded"],
+)
+def success(s: Side) -> Any:
+    return _kinds(s, lambda job: s.t.echo.apply_async((1,), task_id=job), "task-succeeded")
+
+
+@row(
+    "a failure is sent, received, started and failed",
+    ["task-failed", "task-received", "task-sent", "task-started"],
+)
+def failure(s: Side) -> Any:
+    return _kinds(s, lambda job: s.t.fail.apply_async(task_id=job), "task-failed")
+
+
+@row("a retry tells task-retried", True)
+def retry(s: Side) -> Any:
+    kinds = _kinds(s, lambda job: s.t.flaky.apply_async((1,), task_id=job), "task-succeeded")
+    return "task-retried" in kinds
+
+
+@row("a rejected job tells task-rejected", True)
+def rejected(s: Side) -> Any:
+    kinds = _kinds(s, lambda job: s.t.rejected.apply_async(task_id=job), "task-rejected")
+    return "task-rejected" in kinds
+
+
+@row("a terminated job tells task-revoked (prefork)", True)
+def revoked(s: Side) -> Any:
+    def act(job: str) -> None:
+        gate = s.key()
+        result = s.t.hold.apply_async((gate,), task_id=job, queue=PREFORK)
+        s.begun(gate)
+        result.revoke(terminate=True, signal="SIGKILL")
+
+    return "task-revoked" in _kinds(s, act, "task-revoked")
+
+
+@row("task-received has name, arguments and retries", ["parity.echo", "(1,)", "{}", 0])
+def received(s: Side) -> Any:
+    event = _one(
+        _of(s, lambda job: s.t.echo.apply_async((1,), task_id=job), "task-succeeded"),
+        "task-received",
+    )
+    return [event.get(field) for field in ("name", "args", "kwargs", "retries")]
+
+
+@row("task-received has the eta of a countdown", True)
+def received_eta(s: Side) -> Any:
+    events = _of(
+        s, lambda job: s.t.echo.apply_async((1,), task_id=job, countdown=0.2), "task-succeeded"
+    )
+    return bool(_one(events, "task-received").get("eta"))
+
+
+@row("task-received has the expiry of a job with one", True)
+def received_expires(s: Side) -> Any:
+    events = _of(
+        s, lambda job: s.t.echo.apply_async((1,), task_id=job, expires=60), "task-succeeded"
+    )
+    return bool(_one(events, "task-received").get("expires"))
+
+
+@row("task-succeeded has the result and the run time", ["1", True])
+def succeeded(s: Side) -> Any:
+    event = _one(
+        _of(s, lambda job: s.t.echo.apply_async((1,), task_id=job), "task-succeeded"),
+        "task-succeeded",
+    )
+    return [event.get("result"), isinstance(event.get("runtime"), float)]
+
+
+@row("task-failed has the exception and the traceback", [True, True])
+def failed(s: Side) -> Any:
+    event = _one(
+        _of(s, lambda job: s.t.fail.apply_async(task_id=job), "task-failed"), "task-failed"
+    )
+    return [
+        event.get("exception") == "Trouble('no luck', 7)",
+        "in fail" in event.get("traceback", ""),
+    ]
+
+
+@row("task-sent has queue, routing key and root", ["celery", "celery", True])
+def sent(s: Side) -> Any:
+    event = _one(
+        _of(s, lambda job: s.t.echo.apply_async((1,), task_id=job), "task-succeeded"), "task-sent"
+    )
+    return [event.get("queue"), event.get("routing_key"), event.get("root_id") == event.get("uuid")]
+
+
+@row("task-started has the worker's host and pid", [True, True])
+def started(s: Side) -> Any:
+    event = _one(
+        _of(s, lambda job: s.t.echo.apply_async((1,), task_id=job), "task-succeeded"),
+        "task-started",
+    )
+    return [event.get("hostname") == s.threads, isinstance(event.get("pid"), int)]
+
+
+@row("a task's own event is told", "green")
+def custom(s: Side) -> Any:
+    events = _of(s, lambda job: s.t.sends_event.apply_async(task_id=job), "task-custom")
+    return _one(events, "task-custom").get("colour")
