@@ -264,17 +264,6 @@ def terminate(s: Side) -> Any:
     return s.state(result, "REVOKED")
 
 
-@row("a job that was revoked while it runs, without terminate, ends as it ends", "SUCCESS")
-def revoke_running(s: Side) -> Any:
-    gate = s.key()
-    result = s.t.hold.delay(gate)
-    s.begun(gate)
-    result.revoke()
-    s.inspect().ping()
-    s.open(gate)
-    return s.state(result, "SUCCESS")
-
-
 @row(
     "purge removes what waits, and says how many",
     [3, ["PENDING"]],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -13,36 +12,9 @@ from tests.parity.side import PREFORK, Side
 
 def _of(s: Side, act: Callable[[str], Any], last: str) -> list[dict[str, Any]]:
     """The events of a job that `act` sends under the id that it is given, until kind `last`."""
-    job, seen, over = str(uuid.uuid4()), list[dict[str, Any]](), threading.Event()
-    listening = threading.Event()
-
-    def on_event(event: dict[str, Any]) -> None:
-        if event.get("uuid") == job:
-            seen.append(event)
-            if event["type"] == last:
-                over.set()
-
-    def listen() -> None:
-        with s.app.connection_for_read() as connection:
-            receiver = s.app.events.Receiver(connection, handlers={"*": on_event})
-            with receiver.consumer_context():
-                pass
-            listening.set()
-            while not over.is_set():
-                try:
-                    receiver.capture(limit=1, timeout=0.5, wakeup=False)
-                except TimeoutError:
-                    continue
-
-    thread = threading.Thread(target=listen, daemon=True)
-    thread.start()
-    listening.wait(5)
-    s.until(lambda: s.app.control.ping(timeout=0.3), 1.0)
+    job = str(uuid.uuid4())
     act(job)
-    over.wait(8)
-    over.set()
-    thread.join(3)
-    return seen
+    return s.events(job, last)
 
 
 def _kinds(s: Side, act: Callable[[str], Any], last: str) -> list[str]:
@@ -75,9 +47,9 @@ def retry(s: Side) -> Any:
     return "task-retried" in kinds
 
 
-@row("a rejected job tells task-rejected", True)
+@row("a job with acks_late that is rejected tells task-rejected", True)
 def rejected(s: Side) -> Any:
-    kinds = _kinds(s, lambda job: s.t.rejected.apply_async(task_id=job), "task-rejected")
+    kinds = _kinds(s, lambda job: s.t.rejected_late.apply_async(task_id=job), "task-rejected")
     return "task-rejected" in kinds
 
 

@@ -31,7 +31,7 @@ _field("is None without a chord", "chord", None)
 _field("is None without a chain", "chain", None)
 _field("is None without links", "callbacks", None)
 _field("is None without error links", "errbacks", None)
-_field("is true", "utc", True)
+_field("is None with protocol 2", "utc", None)
 _field("is None without a countdown", "eta", None)
 _field("is None without one", "expires", None)
 _field("is two Nones without limits", "timelimit", [None, None])
@@ -194,7 +194,7 @@ def errbacks(s: Side) -> Any:
     return _seen(s, link_error=s.t.echo.s())["errbacks"][0]["task"]
 
 
-@row("request.stamps has a stamped call's stamps", {"colour": ["green"]})
+@row("request.stamps has a stamped call's stamps", {"colour": "green"})
 def stamps(s: Side) -> Any:
     signature = s.t.request.s()
     signature.stamp(colour="green")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
 import uuid
+from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
@@ -47,6 +49,7 @@ class Side:
     def __init__(self, name: str, app: Celery, tasks: SimpleNamespace, note: Any) -> None:
         self.name, self.app, self.t, self.note = name, app, tasks, note
         self.threads, self.prefork = f"threads@{name}", f"prefork@{name}"
+        self.heard: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
 
     def key(self) -> str:
         """A word that no other row uses."""
@@ -95,6 +98,23 @@ class Side:
             return type(exc).__name__
         return ""
 
+    def events(self, job_id: str, last: str) -> list[dict[str, Any]]:
+        """The events of a job, once one of kind `last` has come, or what there is at the end."""
+        self.until(lambda: any(event["type"] == last for event in self.heard[job_id]))
+        return list(self.heard[job_id])
+
+    def listen(self, stop: threading.Event) -> None:
+        """Note every event that has a job's id, until `stop`."""
+
+        def on_event(event: dict[str, Any]) -> None:
+            self.heard[event.get("uuid", "")].append(event)
+
+        with self.app.connection_for_read() as connection:
+            receiver = self.app.events.Receiver(connection, handlers={"*": on_event})
+            while not stop.is_set():
+                with suppress(TimeoutError):
+                    receiver.capture(limit=None, timeout=0.5, wakeup=False)
+
     def inspect(self) -> Any:
         """`app.control.inspect` of the threads worker."""
         return self.app.control.inspect([self.threads], timeout=3.0)
@@ -140,8 +160,14 @@ def both(folder: Path) -> Iterator[dict[str, Side]]:
             sides[name] = Side(name, app, define(app), client)
             if name == "durable":
                 started.append(processes([sys.executable, "-m", "worker", "keeper"], side))
-        for process in started[:4]:
-            process.wait_for_line("ready.", 60)
+        for process in started:
+            process.wait_for_line("ready." if "celery" in process.argv else "Leading", 60)
+        stop = threading.Event()
+        for side_of in sides.values():
+            listener = threading.Thread(target=side_of.listen, args=(stop,))
+            listener.start()
+            stack.callback(listener.join)
+        stack.callback(stop.set)
         yield sides
 
 

@@ -145,14 +145,19 @@ def ignored(s: Side) -> Any:
     return _settled(s, s.t.ignored.delay())
 
 
+@row("a task that raises Reject is FAILURE", "FAILURE")
+def rejected(s: Side) -> Any:
+    return _settled(s, s.t.rejected.delay())
+
+
 @row(
-    "a task that raises Reject keeps the state that it had",
+    "a task with acks_late that raises Reject keeps the state that it had",
     "PENDING",
     durable="FAILURE",
     why="An accepted job always has an end: a rejected one is a dead letter that can be replayed.",
 )
-def rejected(s: Side) -> Any:
-    return _settled(s, s.t.rejected.delay())
+def rejected_late(s: Side) -> Any:
+    return _settled(s, s.t.rejected_late.delay())
 
 
 @row("a state of one's own is read while the task runs", "PROGRESS")

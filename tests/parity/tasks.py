@@ -83,9 +83,9 @@ def define(app: Celery) -> SimpleNamespace:
 
     def task(**options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         def register(function: Callable[..., Any]) -> Callable[..., Any]:
-            made: Any = app.task(name=f"parity.{function.__name__}", **options)(function)
-            setattr(t, function.__name__, made)
-            return made
+            decorate: Any = app.task(name=f"parity.{function.__name__}", **options)
+            setattr(t, function.__name__, decorate(function))
+            return function
 
         return register
 
@@ -225,6 +225,10 @@ def define(app: Celery) -> SimpleNamespace:
 
     @task()
     def rejected() -> None:
+        raise Reject("not mine", requeue=False)
+
+    @task(acks_late=True)
+    def rejected_late() -> None:
         raise Reject("not mine", requeue=False)
 
     @task(acks_late=True)
