@@ -189,7 +189,7 @@ def _insert(first: int, last: int, **columns: str) -> str:
 def vacuum(ledger: Ledger) -> None:
     with ledger.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text("VACUUM (ANALYZE) ledger.jobs"))
-        connection.execute(text("VACUUM (ANALYZE) attempts"))
+        connection.execute(text("VACUUM (ANALYZE) ledger.attempts"))
 
 
 def late(depth: Depth, column: str, ids: list[str]) -> list[str]:

@@ -24,8 +24,10 @@ LOOK, FILL = "awaits FROM", "task = "
 def succeeded(ledger: Ledger, **more: Any) -> None:
     """A job that has succeeded long ago, with the id `old` or the key `old`."""
     (job_id,) = given.enqueued(ledger, "old", **more)
-    ledger.execute("UPDATE jobs SET state = 'running', attempt = 1, lease = 'l', worker = 'w'")
-    ledger.execute("UPDATE jobs SET state = 'succeeded', finished_at = '2020-01-01' WHERE id = :id",
+    ledger.execute(
+        "UPDATE ledger.jobs SET state = 'running', attempt = 1, lease = 'l', worker = 'w'"
+    )
+    ledger.execute("UPDATE ledger.jobs SET state = 'succeeded', finished_at = '2020-01-01' WHERE id = :id",
                    {"id": job_id})  # fmt: skip
 
 
@@ -60,7 +62,7 @@ def test_what_retention_deletes_meanwhile_is_inserted_again(
     actor = Actor(open_ledger(), lambda door: enqueue(door, batch), stop)
     assert actor.stopped.wait(given.PATIENCE)
     # When retention deletes that row
-    ledger.execute("DELETE FROM jobs WHERE id = 'old'")
+    ledger.execute("DELETE FROM ledger.jobs WHERE id = 'old'")
     # Then the job is new, and no conflict with a row that is not there
     for answer, wanted in zip(actor.answer(), batch, strict=True):
         assert isinstance(answer, Enqueued) and answer.created and answer.id == wanted.id
@@ -73,11 +75,11 @@ def test_an_insert_that_always_meets_what_is_gone_then_ends(
     door, looks = open_ledger(), []
 
     def meddle(_: object, __: object, statement: str, *more: object) -> None:
-        if "INSERT INTO jobs" in statement:
+        if "INSERT INTO ledger.jobs" in statement:
             given.enqueued(ledger, "old")
         elif LOOK in statement:
             looks.append(statement)
-            ledger.execute("DELETE FROM jobs WHERE id = 'old'")
+            ledger.execute("DELETE FROM ledger.jobs WHERE id = 'old'")
 
     event.listen(door.engine, "before_cursor_execute", meddle)
     with pytest.raises(LedgerUnavailable, match="gone a moment later"):
