@@ -19,11 +19,12 @@ from worker.jobs.states import State
 from worker.keeper import rescuer as rescuer_module
 from worker.keeper import restorer as restorer_module
 from worker.keeper import ringer as ringer_module
+from worker.keeper.boot import boot_time
 from worker.keeper.cleaner import Cleaner, Expirer
 from worker.keeper.dispatcher import Dispatcher
 from worker.keeper.duties import all_duties
 from worker.keeper.keeper import Duty, Post
-from worker.keeper.rescuer import BROKEN_CHAIN, Rescuer, boot_time
+from worker.keeper.rescuer import BROKEN_CHAIN, Rescuer
 from worker.keeper.restorer import Restorer
 from worker.keeper.ringer import Ringer
 from worker.ledger.database import Ledger
@@ -402,11 +403,11 @@ def test_the_rescuer_starts_over_after_an_outage(
     fence = given.running(post.ledger, "a")
     given.expire(post.ledger, fence.lease)
 
-    def away(ledger: object) -> float:
+    def away(ledger: object, steady: object) -> float:
         raise LedgerUnavailable("Postgres is not available.")
 
     with monkeypatch.context() as outage:
-        outage.setattr(rescuer_module, "uptime", away)
+        outage.setattr(rescuer_module, "look_at", away)
         with pytest.raises(LedgerUnavailable):
             watch.rounds()
 
@@ -457,6 +458,7 @@ def test_after_a_restart_of_postgres_nobody_is_rescued_in_haste(
     settings = settings_for(database_url=own_postgres.url, lease_seconds=5)
     for post in posted(settings):
         rescuer = Rescuer()
+        rescuer.run(post)
         rescuer._watching_since = boot_time() - 600  # it has watched for ten minutes
         rescuer._last = boot_time() + 600  # without a gap
         fence = given.running(post.ledger, "a")
@@ -467,7 +469,7 @@ def test_after_a_restart_of_postgres_nobody_is_rescued_in_haste(
         # When it looks right after the restart
         rescuer.run(post)
 
-        # Then it gives the worker a lease's time to renew, because Postgres is just up
+        # Then it gives the worker a lease's time to renew, because this Postgres is a new one
         assert given.state_of(post.ledger, "a") is State.RUNNING
 
 
@@ -568,4 +570,12 @@ def test_the_keeper_has_every_duty_once() -> None:
     names = [type(duty).__name__ for duty in all_duties()]
 
     assert sorted(names) == sorted(set(names))
-    assert {"Dispatcher", "Ringer", "Rescuer", "Restorer", "Expirer", "Cleaner"} <= set(names)
+    assert {
+        "Dispatcher",
+        "Ringer",
+        "Rescuer",
+        "Restorer",
+        "Expirer",
+        "Cleaner",
+        "Corrector",
+    } <= set(names)

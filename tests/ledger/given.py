@@ -109,6 +109,22 @@ def make_due(ledger: Ledger, *ids: str) -> None:
     )
 
 
+_TIMES = {
+    "jobs": ("dispatched_at", "created_at", "run_at", "expires_at", "started_at", "finished_at"),
+    "workers": ("started_at", "renewed_at", "expires_at"),
+    "leaders": ("expires_at",),
+    "groups": ("created_at",),
+}
+
+
+def step_clock(ledger: Ledger, seconds: float) -> None:
+    """Let Postgres's clock have stepped by `seconds`, back if they are negative: to a statement,
+    every stored time stands that much further in the other direction."""
+    for table, columns in _TIMES.items():
+        moved = (f"{name} = {name} - :seconds * interval '1 second'" for name in columns)
+        ledger.execute(f"UPDATE ledger.{table} SET {', '.join(moved)}", {"seconds": seconds})
+
+
 def age(ledger: Ledger, column: str, seconds: float, *ids: str) -> None:
     """Move a time of jobs into the past."""
     ledger.execute(

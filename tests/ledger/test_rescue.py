@@ -17,7 +17,7 @@ from worker.ledger.database import Ledger
 from worker.ledger.finish import finish
 from worker.ledger.leader import Leadership
 from worker.ledger.lease import close_lease, held
-from worker.ledger.rescue import Rescued, rescue, uptime
+from worker.ledger.rescue import Rescued, rescue
 
 
 def lose_alone(ledger: Ledger, job_id: str, limit: int = 3) -> None:
@@ -411,10 +411,6 @@ def test_a_keeper_that_lost_the_lead_rescues_nothing(ledger: Ledger) -> None:
 
     assert given.state_of(ledger, "a") is State.RUNNING
     assert claim(ledger, given.lease(ledger), ["a"]) == []
-
-
-def test_the_uptime_is_that_of_postgres(ledger: Ledger) -> None:
-    assert 0 < uptime(ledger) < 86400
 
 
 def test_a_late_rescue_does_not_take_the_next_attempt(

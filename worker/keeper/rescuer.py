@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 
 from worker.jobs.job import Ended
 from worker.jobs.message import later_steps
 from worker.jobs.states import State
+from worker.keeper.boot import boot_time
 from worker.keeper.keeper import Post
 from worker.ledger.effort import Effort
 from worker.ledger.faults import NotDone
 from worker.ledger.insert import insert_ended
+from worker.ledger.look import Look, look_at
 from worker.ledger.read import read_many
-from worker.ledger.rescue import Rescued, condemned, rescue, uptime
+from worker.ledger.rescue import Rescued, condemned, rescue
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +28,8 @@ class Rescuer:
     """Ends expired leases, once it has watched the ledger for a whole lease without a gap.
 
     Right after an outage of Postgres, or of this keeper, every lease looks expired and none is:
-    nobody could renew. Whoever is alive renews within a lease of the ledger being back.
+    nobody could renew. Whoever is alive renews within a lease of the ledger being back. Another
+    server than before and a step of its clock are such a gap too, even if no call failed.
     """
 
     every = 0.25
@@ -35,6 +37,7 @@ class Rescuer:
     def __init__(self) -> None:
         self._watching_since: float | None = None
         self._last = 0.0
+        self._seen: Look | None = None
         self._last_expiry = -math.inf
         self._condemned: set[str] = set()
         self._looks_back = True
@@ -52,19 +55,23 @@ class Rescuer:
 
     def _look(self, post: Post) -> bool:
         lease = post.settings.lease_seconds
-        up = uptime(post.ledger)
-        now = boot_time()
-        if self._watching_since is None or now - self._last > lease / 3:
+        look, seen = look_at(post.ledger, boot_time), self._seen
+        now, self._seen = look.answered, look
+        if (
+            self._watching_since is None
+            or now - self._last > lease / 3
+            or (seen is not None and seen.is_gap(look))
+        ):
             # A rescue may have been committed without an answer, or by another keeper that died.
             self._watching_since, self._looks_back = now, True
         self._last = now
-        if min(now - self._watching_since, up) < lease:
+        if now - self._watching_since < lease:
             self._end_chains(post)
             return False
         # Processes that die together renew at different moments, up to a third of a lease apart.
         # A worker and its isolated process, which the ledger ends together, apart.
         accuse = now - self._last_expiry > lease / 2
-        done = self._rescue(post, accuse)
+        done = self._rescue(post, accuse, look)
         if done.leases:
             self._last_expiry = now
         self._condemned.update(done.poisoned)
@@ -79,12 +86,19 @@ class Rescuer:
         self._end_chains(post)
         return done.full
 
-    def _rescue(self, post: Post, accuse: bool) -> Rescued:
+    def _rescue(self, post: Post, accuse: bool, look: Look) -> Rescued:
         """The rescue, with more time after one that took too long. The keeper's own count of that
         is gone by then: a lease of good rounds lies between two of these."""
         try:
             with post.patient(self._effort):
-                done = rescue(post.ledger, post.leadership, post.settings.lost_limit, accuse=accuse)
+                done = rescue(
+                    post.ledger,
+                    post.leadership,
+                    post.settings.lost_limit,
+                    accuse=accuse,
+                    look=look,
+                    within=post.settings.lease_seconds / 3,
+                )
         except NotDone:
             self._effort.too_much()
             raise
@@ -107,8 +121,3 @@ class Rescuer:
         if ended:
             post.ledger.run(lambda connection: insert_ended(connection, ended))
         self._condemned.clear()
-
-
-def boot_time() -> float:
-    """Seconds since the machine started, its sleep included: Postgres's clock goes on then too."""
-    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))

@@ -77,7 +77,7 @@ _FINISH = text(f"""
                           WHEN i.delay = 'Infinity' THEN 'infinity'
                           ELSE clock_timestamp() + i.delay * interval '1 second' END,
             dispatch_seq = CASE WHEN i.state = 'queued' THEN nextval('ledger.dispatch_seq') END,
-            dispatched_at = CASE WHEN i.state = 'queued' THEN clock_timestamp() END,
+            dispatched_at = CASE WHEN i.state IN ('queued', 'scheduled') THEN clock_timestamp() END,
             rings = CASE WHEN i.state = 'queued' THEN 1 ELSE 0 END,
             task = COALESCE(i.task, jobs.task), queue = COALESCE(i.queue, jobs.queue),
             list = COALESCE(i.list, jobs.list),

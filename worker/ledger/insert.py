@@ -58,7 +58,7 @@ _INSERT = text(f"""
            CASE WHEN delay > 0 THEN 'scheduled' ELSE 'queued' END,
            CASE WHEN delay > 0 THEN clock_timestamp() + delay * interval '1 second' END,
            clock_timestamp() + expires * interval '1 second',
-           seq, CASE WHEN delay > 0 THEN NULL ELSE clock_timestamp() END,
+           seq, clock_timestamp(),
            CASE WHEN delay > 0 THEN 0 ELSE 1 END,
            key, fingerprint, parent_id, root_id, group_id, envelope, body
     FROM new

@@ -8,15 +8,19 @@ from sqlalchemy import Connection, text
 
 from worker.errors import LeaseLost
 from worker.ledger.database import Ledger
+from worker.ledger.guards import is_ahead
 
-_TAKE = text("""
+# A lead that lasts for longer than any lead is from before a step of the clock: its holder, if it
+# lives, extends it every second, and loses at the worst the economy of leading.
+_TAKE = text(f"""
     INSERT INTO ledger.leaders (name, holder, expires_at)
     VALUES (:name, :holder, clock_timestamp() + :seconds * interval '1 second')
     ON CONFLICT (name) DO UPDATE
     SET holder = excluded.holder, expires_at = excluded.expires_at
     WHERE leaders.holder = excluded.holder OR leaders.expires_at < clock_timestamp()
+       OR {is_ahead("leaders.expires_at - :seconds * interval '1 second'")}
     RETURNING holder
-""")
+""")  # noqa: S608 -- constants of the ledger
 
 # Share-locked until the duty commits: nobody can take over in the middle of it.
 _CHECK = text("""

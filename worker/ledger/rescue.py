@@ -10,29 +10,40 @@ from sqlalchemy import Connection, text
 
 from worker.ledger.claim import ALONE
 from worker.ledger.database import Ledger
+from worker.ledger.guards import is_expired, is_overdue
 from worker.ledger.leader import Leadership
+from worker.ledger.look import Look
 
 #: Jobs rescued in one transaction.
 BATCH = 1000
+
+# Whether it is the Postgres that was looked at, and its clock has not stepped since the look. Else
+# every lease may look expired, and none is (PROTOCOL 12, 30).
+_UNCHANGED = """
+    (CAST(:started AS timestamptz) IS NULL
+     OR pg_postmaster_start_time() = CAST(:started AS timestamptz)
+        AND statement_timestamp() >= CAST(:looked AS timestamptz)
+        AND statement_timestamp() <= CAST(:looked AS timestamptz) + :within * interval '1 second')
+"""
+_IS_UNCHANGED = text(f"SELECT {_UNCHANGED}")
 
 # A worker and its isolated process that die together renewed at different moments, and expire up to
 # a third of a lease apart. So an expired lease waits while another one of its pod is overdue: that
 # one expires too, and both end here together, or it renews, and the first was lost without it. The
 # time is the statement's own: both are judged by one clock reading.
-_EXPIRE = text("""
+_EXPIRE = text(f"""
     DELETE FROM ledger.workers WHERE lease IN (
         SELECT lease FROM ledger.workers expired
-        WHERE expires_at < statement_timestamp()
+        WHERE {is_expired("expired")} AND {_UNCHANGED}
           AND NOT EXISTS (
               SELECT FROM ledger.workers other
               WHERE other.pod = expired.pod AND other.lease <> expired.lease
-                AND other.expires_at >= statement_timestamp()
-                AND statement_timestamp() - other.renewed_at
-                    > (other.expires_at - other.renewed_at) / 2)
+                AND NOT {is_expired("other")}
+                AND {is_overdue("other", "(other.expires_at - other.renewed_at) / 2")})
         ORDER BY lease LIMIT 100
         FOR UPDATE SKIP LOCKED)
     RETURNING lease, isolated, pod
-""")
+""")  # noqa: S608 -- constants of the ledger
 
 # A second statement with a snapshot of its own: it finds what was claimed until the lease row was
 # gone, and sweeps what runs under no lease row at all (PROTOCOL 6). A loss counts only where the
@@ -86,20 +97,16 @@ _TAKE = text("""
 """)
 
 # A worker that has missed a renewal, and dies too perhaps: then it is a node that goes.
-_FALTERING = text("""
+_FALTERING = text(f"""
     SELECT EXISTS (
         SELECT FROM ledger.workers
-        WHERE clock_timestamp() - renewed_at > (expires_at - renewed_at) / 2)
-""")
+        WHERE {is_overdue("workers", "(expires_at - renewed_at) / 2")})
+""")  # noqa: S608 -- constants of the ledger
 
 _CONDEMNED = text("""
     SELECT id FROM ledger.jobs
     WHERE state IN ('failed', 'cancelled') AND state = 'failed' AND error LIKE 'poison: %'
       AND finished_at > statement_timestamp() - :seconds * interval '1 second'
-""")
-
-_UPTIME = text("""
-    SELECT extract(epoch FROM clock_timestamp() - pg_postmaster_start_time()) AS up
 """)
 
 
@@ -121,7 +128,13 @@ class Rescued:
 
 
 def rescue(
-    ledger: Ledger, leadership: Leadership | None, limit: int, *, accuse: bool = True
+    ledger: Ledger,
+    leadership: Leadership | None,
+    limit: int,
+    *,
+    accuse: bool = True,
+    look: Look | None = None,
+    within: float = 5.0,
 ) -> Rescued:
     """End expired leases and queue their jobs again; fail those lost `limit` times while alone.
 
@@ -130,6 +143,9 @@ def rescue(
         leadership: checked inside the transaction.
         limit: losses that make a job poison.
         accuse: False when another lease was ended a moment ago: no loss counts.
+        look: what was seen of Postgres; nothing is done if it is another one, or its clock has
+            stepped.
+        within: seconds that may have passed since that look.
 
     Raises:
         LeaseLost: `leadership` is no longer held.
@@ -142,7 +158,14 @@ def rescue(
     def work(connection: Connection) -> None:
         if leadership is not None:
             leadership.check(connection)
-        expired = list(connection.execute(_EXPIRE))
+        seen = {
+            "started": look.started if look else None,
+            "looked": look.clock if look else None,
+            "within": within,
+        }
+        if not connection.execute(_IS_UNCHANGED, seen).scalar():
+            return
+        expired = list(connection.execute(_EXPIRE, seen))
         accused, suspicion = _accused(expired)
         if not accuse or connection.execute(_FALTERING).scalar():
             accused = None
@@ -186,9 +209,3 @@ def _accused(expired: Sequence[Any]) -> tuple[str | None, int]:
 def condemned(ledger: Ledger, seconds: float) -> list[str]:
     """Ids of the jobs that were failed as poison in the last `seconds`."""
     return sorted(row.id for row in ledger.rows(_CONDEMNED, {"seconds": seconds}))
-
-
-def uptime(ledger: Ledger) -> float:
-    """Seconds since Postgres started: right after a restart nobody can have renewed."""
-    (row,) = ledger.rows(_UPTIME)
-    return float(row.up)

@@ -55,6 +55,7 @@ jobs: Final = Table(
     Column("lease", _ID),
     Column("worker", Text),
     Column("dispatch_seq", BigInteger),
+    # When it was rung for last; of a scheduled job, when its `run_at` was computed.
     Column("dispatched_at", _TIME),
     Column("rings", SmallInteger, nullable=False, server_default=text("0")),
     Column("created_at", _TIME, nullable=False, server_default=text("clock_timestamp()")),

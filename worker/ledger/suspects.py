@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from sqlalchemy import text
 
 from worker.ledger.database import Ledger
+from worker.ledger.guards import is_overdue
 
 #: Seconds by which a renewal, due at a third of the lease, may be late: after that the lease is
 #: overdue, or at half of it where that comes first. To start a process takes seconds, on a busy
@@ -16,17 +17,21 @@ LATE = 1.0
 #: Waiting suspects that are counted: more need no more places than these.
 MOST = 1000
 
+# The time after which a lease is overdue.
+_LATE = """
+    LEAST((expires_at - renewed_at) / 3 + :late * interval '1 second',
+          (expires_at - renewed_at) / 2)
+"""
+
 # Jobs under a lease that is overdue are suspects soon: in their worker's isolated place, or, if
 # they were in one already, each truly alone. Only where this worker's own lease is not overdue:
 # right after an outage of Postgres everybody's is. A process that runs one job truly alone has no
 # place for another one, and one that consumes other queues has none for these jobs: only who
 # consumes every queue that something waits in counts.
-_WANTED = text("""
+_WANTED = text(f"""
     WITH seen AS MATERIALIZED (
         SELECT lease, pod, isolated, slots, queues,
-               statement_timestamp() - renewed_at
-                   > LEAST((expires_at - renewed_at) / 3 + :late * interval '1 second',
-                           (expires_at - renewed_at) / 2) AS overdue
+               {is_overdue("workers", _LATE)} AS overdue
         FROM ledger.workers WHERE queues && CAST(:queues AS text[])
     ), waiting AS MATERIALIZED (
         SELECT suspicion, queue FROM ledger.jobs
@@ -61,7 +66,7 @@ _WANTED = text("""
               AND NOT COALESCE(pod = ANY(ARRAY(SELECT pod FROM seen
                                                WHERE isolated AND pod IS NOT NULL)), false))
            AS rank
-""")
+""")  # noqa: S608 -- constants of the ledger
 
 
 @dataclass(frozen=True, slots=True)
