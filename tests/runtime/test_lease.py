@@ -91,6 +91,22 @@ def test_what_the_ledger_says_is_ours_and_nobody_holds_is_given_back(holder: Hol
     assert kept not in [end.fence for end in holder.finished]
 
 
+def test_an_earlier_attempt_that_a_failover_brought_back_is_given_back(holder: Holder) -> None:
+    # Given the second attempt of a job, and an older ledger that knows of the first one only
+    first = holder.claim_one()
+    second = Fence(first.id, 2, first.lease)
+    holder.claims.drop([first.id])
+    holder.claims.reserve([first.id])
+    holder.claims.grant(second)
+    holder.claims.move(second, Phase.STARTED)
+    # When it is seen twice, it is nobody's: the second one's end will be refused
+    holder.lease._renew()
+    assert holder.finished == []
+    holder.lease._renew()
+    assert [(end.fence, end.outcome) for end in holder.finished] == [(first, "released")]
+    assert holder.stale == [second, second]
+
+
 def test_a_job_that_was_cancelled_is_reported_stale(holder: Holder) -> None:
     fence = holder.claim_one()
     holder.claims.move(fence, Phase.STARTED)

@@ -192,7 +192,15 @@ class Lease:
         started = time.monotonic()
         running = held(self.ledger, self._id)
         entries = {entry.id: entry for entry in self.claims.entries()}
-        self._give_back({held for held in running if held[0] not in entries})
+        # Another attempt than the one here is nobody's either: a failover brought an older ledger.
+        self._give_back(
+            {
+                (job_id, attempt)
+                for job_id, attempt in running
+                if (entry := entries.get(job_id)) is None
+                or (entry.fence is not None and entry.fence.attempt != attempt)
+            }
+        )
         stale = [
             entry.fence
             for entry in entries.values()
