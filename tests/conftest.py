@@ -142,6 +142,12 @@ def pytest_runtest_makereport(
     return report
 
 
+def migrated(server: PostgresServer) -> PostgresServer:
+    """The server, with the schema in its database."""
+    _migrate(server.url)
+    return server
+
+
 def _migrate(url: str) -> None:
     from worker.ledger.migrate import migrate  # here: tests of pure rooms need no database
 

@@ -48,6 +48,13 @@ class Proxy:
         host = f"127.0.0.1:{self._listener.getsockname()[1]}"
         return urlunsplit(self._parts._replace(netloc=f"{credentials}{separator}{host}"))
 
+    def lead_to(self, url: str) -> None:
+        """Break every connection; new ones lead to another server with the same credentials."""
+        parts = urlsplit(url)
+        assert parts.hostname and parts.port
+        self._target = (parts.hostname, parts.port)
+        self.cut()
+
     def cut(self) -> None:
         """Break every connection now; new ones work."""
         with self._lock:
