@@ -153,7 +153,7 @@ def test_what_a_failover_has_lost_is_recorded_once_and_held_by_nobody(pair: Pair
     assert held(post.ledger, lease) == {("unended", 1), ("again", 1)}
     assert not finish(post.ledger, [given.success(second.fence)]).granted
     # New numbers are above those of every row that is left
-    ((highest,),) = post.ledger.execute("SELECT max(dispatch_seq) FROM jobs")
+    ((highest,),) = post.ledger.execute("SELECT max(dispatch_seq) FROM ledger.jobs")
     (new,) = enqueue(post.ledger, [given.job()])
     assert isinstance(new, Enqueued)
     assert new.ring

@@ -235,7 +235,9 @@ def test_times_of_before_are_moved_back_once_and_no_others(ledger: Ledger) -> No
     assert move_back(ledger, None) == 0
 
     assert late_by(ledger, "later", "run_at") > HOUR - 5
-    ((run_at,),) = ledger.execute("SELECT run_at = 'infinity' FROM ledger.jobs WHERE id = 'replaced'")
+    ((run_at,),) = ledger.execute(
+        "SELECT run_at = 'infinity' FROM ledger.jobs WHERE id = 'replaced'"
+    )
     assert run_at
 
 
