@@ -154,32 +154,19 @@ def rescue(
 
     # A commit whose reply was lost is repeated, and finds nothing left to do.
     tries: list[Rescued] = []
+    seen = {
+        "started": look.started if look else None,
+        "looked": look.clock if look else None,
+        "within": within,
+    }
 
     def work(connection: Connection) -> None:
         if leadership is not None:
             leadership.check(connection)
-        seen = {
-            "started": look.started if look else None,
-            "looked": look.clock if look else None,
-            "within": within,
-        }
-        if not connection.execute(_IS_UNCHANGED, seen).scalar():
-            return
-        expired = list(connection.execute(_EXPIRE, seen))
-        accused, suspicion = _accused(expired)
-        if not accuse or connection.execute(_FALTERING).scalar():
-            accused = None
-        parameters = {
-            "accused": accused,
-            "suspicion": suspicion,
-            "isolated": [row.lease for row in expired if row.isolated],
-            "limit": limit,
-            "batch": BATCH,
-        }
-        rows = list(connection.execute(_TAKE, parameters))
-        queued = tuple(row.id for row in rows if row.state == "queued")
-        poisoned = tuple(row.id for row in rows if row.state == "failed")
-        tries.append(Rescued(len(expired), queued, poisoned, len(rows) == BATCH))
+        if connection.execute(_IS_UNCHANGED, seen).scalar():
+            tries.append(
+                _rescue(connection, list(connection.execute(_EXPIRE, seen)), limit, accuse)
+            )
 
     ledger.run(work)
     return Rescued(
@@ -188,6 +175,23 @@ def rescue(
         tuple(job for done in tries for job in done.poisoned),
         any(done.full for done in tries),
     )
+
+
+def _rescue(connection: Connection, expired: Sequence[Any], limit: int, accuse: bool) -> Rescued:
+    accused, suspicion = _accused(expired)
+    if not accuse or connection.execute(_FALTERING).scalar():
+        accused = None
+    parameters = {
+        "accused": accused,
+        "suspicion": suspicion,
+        "isolated": [row.lease for row in expired if row.isolated],
+        "limit": limit,
+        "batch": BATCH,
+    }
+    rows = list(connection.execute(_TAKE, parameters))
+    queued = tuple(row.id for row in rows if row.state == "queued")
+    poisoned = tuple(row.id for row in rows if row.state == "failed")
+    return Rescued(len(expired), queued, poisoned, len(rows) == BATCH)
 
 
 def _accused(expired: Sequence[Any]) -> tuple[str | None, int]:
