@@ -5,7 +5,7 @@ from worker.jobs.states import State
 from worker.ledger.claim import claim
 from worker.ledger.database import Ledger
 from worker.ledger.finish import finish
-from worker.ledger.lease import close_lease, held, renew
+from worker.ledger.lease import close_lease, forfeit_lease, held, renew
 from worker.ledger.rescue import rescue
 
 
@@ -85,3 +85,35 @@ def test_closing_twice_gives_back_nothing_more(ledger: Ledger) -> None:
 
     assert close_lease(ledger, fence.lease) == ["a"]
     assert close_lease(ledger, fence.lease) == []
+
+
+def test_what_a_faulty_worker_forfeits_is_lost_at_once_and_suspect(ledger: Ledger) -> None:
+    # Given a worker with two jobs that a fault ends, beside one that goes on
+    lease = given.lease(ledger)
+    given.claimed(ledger, "a", "b", lease_id=lease)
+    given.running(ledger, "elsewhere")
+
+    # When it forfeits its lease
+    assert forfeit_lease(ledger, lease)
+
+    # Then the next rescue takes its jobs, and blames none of the two
+    assert sorted(rescue(ledger, None, 3).queued) == ["a", "b"]
+    for job_id in ("a", "b"):
+        job = given.job_of(ledger, job_id)
+        assert (job.state, job.lost, job.suspect) == (State.QUEUED, 0, True)
+        assert given.attempts_of(ledger, job_id) == [(1, "lost")]
+    assert given.state_of(ledger, "elsewhere") is State.RUNNING
+
+
+def test_a_loss_counts_for_the_job_that_a_faulty_worker_held_alone(ledger: Ledger) -> None:
+    forfeit_lease(ledger, given.running(ledger, "a").lease)
+
+    assert rescue(ledger, None, 1).poisoned == ("a",)
+
+
+def test_a_faulty_worker_that_holds_nothing_just_closes_its_lease(ledger: Ledger) -> None:
+    lease = given.lease(ledger)
+
+    assert not forfeit_lease(ledger, lease)
+    assert rescue(ledger, None, 3).leases == 0
+    assert not renew(ledger, lease, 60)

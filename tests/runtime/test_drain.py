@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from celery.exceptions import WorkerShutdown, WorkerTerminate
 
 from tests.ledger import given
 from tests.processes import Processes
@@ -20,6 +21,7 @@ from worker.ledger.database import Ledger
 from worker.runtime.claims import Claims, Phase
 from worker.runtime.clock import LeaseClock, now
 from worker.runtime.drain import GONE, UNSTARTED_SECONDS, Drain
+from worker.runtime.ending import _notice_faults
 from worker.runtime.process import Process
 from worker.settings import Settings
 
@@ -203,3 +205,40 @@ def test_a_renewal_that_meets_its_lease_closed_opens_no_other(ledger: Ledger) ->
 
     # Then there is none
     assert ledger.execute("SELECT lease FROM ledger.workers") == []
+
+
+@pytest.mark.parametrize(
+    ("raised", "is_fault"),
+    [
+        (WorkerShutdown(0), False),
+        (WorkerShutdown(70), False),
+        (WorkerTerminate(1), False),
+        (SystemExit(0), False),
+        (SystemExit(None), False),
+        (SystemExit(3), True),
+        (SystemExit("a word"), True),
+        (KeyboardInterrupt(), False),  # Python's own Ctrl-C: no handler of Celery's is here
+        (ValueError("broken"), True),
+        (MemoryError(), True),
+        (GeneratorExit(), True),
+    ],
+    ids=repr,
+)
+def test_a_fault_is_what_ends_a_worker_and_was_not_asked_for(
+    raised: BaseException, is_fault: bool
+) -> None:
+    # Given a worker whose event loop ends by it
+    def loop() -> None:
+        raise raised
+
+    drain = Drain(SimpleNamespace())  # type: ignore[arg-type] # it is asked for nothing
+    process: Any = SimpleNamespace(is_started=True, drain=drain)
+    controller = SimpleNamespace(blueprint=SimpleNamespace(start=loop))
+    _notice_faults(controller, lambda: process)
+
+    # When it does
+    with pytest.raises(type(raised)):
+        controller.blueprint.start()
+
+    # Then it is told apart
+    assert (drain._fault is not None) is is_fault

@@ -42,6 +42,7 @@ def run(
     _preflight(settings)
     from worker.runtime.app import create_app  # Celery takes half a second to import
     from worker.runtime.install import durability_of
+    from worker.runtime.outcome import exit_code
 
     app = create_app(settings)
     # Mingle and gossip exchange revokes and clocks, which the ledger has; they cost a second.
@@ -55,7 +56,7 @@ def run(
     start: Callable[[list[str]], object] = app.start  # its stubs have it that it never returns
     start([*argv, *celery_options])
     process = durability_of(app).process  # Celery drops its worker's exit code
-    raise click.exceptions.Exit(process.controller.exitcode or 0 if process else 0)
+    raise click.exceptions.Exit(exit_code(process.controller.exitcode) if process else 0)
 
 
 def _preflight(settings: Settings) -> None:

@@ -36,6 +36,13 @@ _RUNNING = text("""
 
 _CLOSE = text("DELETE FROM ledger.workers WHERE lease = :lease")
 
+# Past at once: the keeper's rescue takes the jobs, by the rules for what is lost with its worker.
+_FORFEIT = text("""
+    UPDATE ledger.workers SET expires_at = clock_timestamp() - interval '1 ms'
+    WHERE lease = :lease
+      AND EXISTS (SELECT FROM ledger.jobs WHERE state = 'running' AND jobs.lease = :lease)
+""")
+
 _RELEASE_ALL = text("""
     WITH locked AS MATERIALIZED (
         SELECT id FROM ledger.jobs WHERE state = 'running' AND lease = :lease ORDER BY id FOR UPDATE
@@ -129,3 +136,25 @@ def close_lease(ledger: Ledger, lease: str) -> list[str]:
         return [row.job_id for row in connection.execute(_RELEASE_ALL, {"lease": lease})]
 
     return ledger.run(work)
+
+
+def forfeit_lease(ledger: Ledger, lease: str) -> bool:
+    """End `lease` as a death does, as the last act of a worker that a fault ends.
+
+    What it still holds is lost: the next rescue makes suspects of it, and counts a loss if it was
+    alone. A lease that holds nothing is closed.
+
+    Returns:
+        Whether it held anything.
+
+    Raises:
+        Unavailable: Postgres is away; the lease expires by itself.
+    """
+
+    def work(connection: Connection) -> bool:
+        return connection.execute(_FORFEIT, {"lease": lease}).rowcount == 1
+
+    if ledger.run(work):
+        return True
+    close_lease(ledger, lease)
+    return False

@@ -9,11 +9,15 @@ import queue
 import signal
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
+
+from celery.exceptions import WorkerShutdown, WorkerTerminate
 
 from worker.errors import LedgerError
 from worker.runtime.claims import Phase
+from worker.runtime.outcome import describe, exit_code
 
 if TYPE_CHECKING:
     from worker.runtime.process import Process
@@ -52,6 +56,7 @@ class Drain:
         # Signal handlers only set these: a lock, such as an event's, may be held by the thread that
         # they interrupt. To put into this queue takes none.
         self._is_begun = self._is_at_once = False
+        self._fault: str | None = None
         self._ends_at = 0.0
         self._begun: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._over = threading.Event()
@@ -85,6 +90,28 @@ class Drain:
         if self._process.owns_process:
             _exit_within(self._left(GONE))  # here: the drain's thread may not get to run
         self._begun.put(None)
+
+    def blame(self, fault: str) -> None:
+        """A fault ends this worker: what it has begun and does not end is no clean release.
+
+        One of its jobs may have caused it, and would end the next worker too. So what is left at
+        the end is lost with this worker, as in a crash: suspects, which run alone from then on.
+        """
+        if self._fault is None:
+            self._fault = fault
+            logger.error("This worker ends by a fault: %s", fault)
+
+    @contextmanager
+    def blaming(self, job_id: str) -> Iterator[None]:
+        """Blame what ends the worker during the block on the job that is handed over in it; also a
+        `sys.exit(0)`, as in a handler of `task_received`: it would end each worker in turn."""
+        try:
+            yield
+        except (WorkerShutdown, WorkerTerminate):
+            raise  # asked for on purpose
+        except BaseException as exc:
+            self.blame(f"job {job_id} was handed over: {describe(exc)}")
+            raise
 
     def join(self) -> None:
         """Wait for the end of the drain; does not return when jobs were still running."""
@@ -133,7 +160,7 @@ class Drain:
         self._over.set()
         if self._process.owns_process:
             logging.shutdown()
-            os._exit(self._process.controller.exitcode or 0)
+            os._exit(exit_code(self._process.controller.exitcode))
         self._process.health.stop()
 
     def _wait(self) -> bool:
@@ -151,6 +178,8 @@ class Drain:
 
         Not what a prefork pool has: a child may run it whose word is not read yet.
         """
+        if self._fault is not None:
+            return  # the last one that was handed over may be the cause
         phases = {Phase.CLAIMED} if self._children() else {Phase.CLAIMED, Phase.HANDED}
         before = time.monotonic() - UNSTARTED_SECONDS
         for entry in self._process.claims.entries():
@@ -194,15 +223,19 @@ class Drain:
         """Give back what is left, in a thread of its own: Postgres may be away."""
         self._closing.wait()
         try:
-            released = self._process.lease.close()
+            self._release()
         except LedgerError as exc:
             logger.warning("The lease is left to expire: %s", exc)
-        else:
-            if released:
-                logger.info("Gave back %d jobs.", len(released))
         finally:
             self._process.writer.stop()
             self._closed.set()
+
+    def _release(self) -> None:
+        if self._fault is None:
+            if released := self._process.lease.close():
+                logger.info("Gave back %d jobs.", len(released))
+        elif self._process.lease.forfeit():
+            logger.error("What this worker still held is lost with it, and runs alone from now on.")
 
 
 def leave_unstarted(process: Process) -> None:
@@ -213,7 +246,7 @@ def leave_unstarted(process: Process) -> None:
             process.drain.begin(at_once=False)
             return
         time.sleep(0.05)
-    os._exit(process.controller.exitcode or 0)
+    os._exit(exit_code(process.controller.exitcode))
 
 
 def _exit_within(seconds: float) -> None:

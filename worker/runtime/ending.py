@@ -5,6 +5,7 @@ from __future__ import annotations
 import _thread
 import atexit
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable
@@ -12,11 +13,13 @@ from contextlib import suppress
 from typing import Any, NoReturn
 
 from celery import Celery, signals
+from celery.exceptions import WorkerShutdown, WorkerTerminate
 
 from worker.errors import LedgerError
 from worker.runtime.collector import collect_seldom
 from worker.runtime.drain import leave_unstarted
 from worker.runtime.install import durability_of
+from worker.runtime.outcome import describe, exit_code
 from worker.runtime.process import Process
 
 
@@ -71,13 +74,13 @@ def drain_at_the_end(app: Celery) -> None:
     signals.worker_shutdown.connect(on_shutdown, weak=False)
 
 
-def _let_signals_interrupt(signal: Any) -> None:
-    """Let a handler that Celery dispatches `signal` from be interrupted by another one.
+def _let_signals_interrupt(sent: Any) -> None:
+    """Let a handler that Celery dispatches `sent` from be interrupted by another one.
 
     Two SIGTERMs within a tenth of a millisecond (a supervisor's and the group's): Celery's lock is
     not reentrant, the second handler waits for the first, which it interrupts, and nothing ends.
     """
-    signal.lock = threading.RLock()
+    sent.lock = threading.RLock()
 
 
 def give_up(error: LedgerError) -> NoReturn:
@@ -129,6 +132,37 @@ def _note_the_owner(controller: Any, own: Callable[[], Process | None]) -> None:
             process.owns_process = threading.current_thread() is threading.main_thread()
             if process.owns_process:
                 collect_seldom()
+        _notice_faults(controller, own)
         return start()
 
     controller.start = noted_start
+
+
+def _notice_faults(controller: Any, own: Callable[[], Process | None]) -> None:
+    """Tell a worker that ends by a fault from one that was asked to end.
+
+    Whatever asks, a signal, the remote command, a task, reaches the event loop as `WorkerShutdown`
+    or `WorkerTerminate`. All else that leaves it is a fault: Celery says "Unrecoverable error" and
+    stops as if it had been asked to. Two are not: `sys.exit(0)`, by which the user's own code asks,
+    and Python's own Ctrl-C, where Celery's handler is not installed.
+    """
+    run = controller.blueprint.start
+
+    def noticed(*args: Any, **options: Any) -> Any:
+        try:
+            return run(*args, **options)
+        except BaseException as exc:
+            process = own()
+            if process is not None and process.is_started and not _is_asked(exc):
+                process.drain.blame(describe(exc))
+            raise
+
+    controller.blueprint.start = noticed
+
+
+def _is_asked(exc: BaseException) -> bool:
+    if isinstance(exc, KeyboardInterrupt):
+        return signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if isinstance(exc, (WorkerShutdown, WorkerTerminate)):
+        return True
+    return isinstance(exc, SystemExit) and exit_code(exc.code) == 0

@@ -12,7 +12,7 @@ from worker.errors import LedgerError
 from worker.jobs.job import Fence, Finish
 from worker.jobs.states import State
 from worker.ledger.database import Ledger
-from worker.ledger.lease import close_lease, held, open_lease, renew
+from worker.ledger.lease import close_lease, forfeit_lease, held, open_lease, renew
 from worker.runtime.claims import Claims, Phase
 from worker.runtime.clock import LeaseClock, now
 
@@ -128,6 +128,15 @@ class Lease:
         """
         self.stop()
         return close_lease(self.ledger, self._id) if self._id else []
+
+    def forfeit(self) -> bool:
+        """End the lease as a death would, for what it holds may be why; whether it held anything.
+
+        Raises:
+            Unavailable: Postgres is away; it expires by itself.
+        """
+        self.stop()
+        return forfeit_lease(self.ledger, self._id) if self._id else False
 
     def _run(self) -> None:
         period = self.terms.seconds / RENEWALS_PER_LEASE

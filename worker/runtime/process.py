@@ -203,7 +203,8 @@ class Process:
             if self.drain.is_draining:
                 self.give_back(claim.fence, "the worker shut down")
             elif self.receive is not None:
-                self.receive(claim)
+                with self.drain.blaming(claim.fence.id):
+                    self.receive(claim)
 
     @property
     def is_started(self) -> bool:

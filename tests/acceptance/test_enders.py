@@ -1,0 +1,46 @@
+"""A job that ends worker after worker is found and condemned; an end that was asked for blames
+nobody. Rule 31."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.acceptance.conftest import Service
+from worker.jobs.states import State
+
+TASKS = {
+    "WORKER_TASKS": "tests.acceptance.enders",
+    "WORKER_DRAIN_SECONDS": "1",
+    "WORKER_LOST_LIMIT": "2",
+}
+
+
+@pytest.mark.parametrize(
+    ("task", "pool"),
+    [("end.hub", "threads"), ("end.received", "prefork")],
+)
+def test_who_ends_worker_after_worker_is_condemned(service: Service, task: str, pool: str) -> None:
+    # Given a supervised worker with innocents, and a job that ends its worker by a fault
+    service.keeper(**TASKS)
+    workers = [service.worker(pool, 3, **TASKS)]
+    innocents = service.enqueue_many("test.hold", 2, service.log, service.gate)
+    service.running(innocents)
+    guilty = service.enqueue(task, service.log)
+
+    def supervised() -> bool:
+        if workers[-1].exit_code is not None:
+            service.open_gate()  # each of them runs alone from now on, and not for long
+            workers.append(service.worker(pool, 3, **TASKS))
+        return service.client.job(guilty).state.is_final
+
+    service.until(supervised, 90, "the guilty is found")
+
+    # Then it is poison, with its losses as evidence
+    job = service.client.job(guilty)
+    assert (job.state, job.lost) == (State.FAILED, 2)
+    assert "poison" in (job.error or "")
+    assert {attempt.outcome for attempt in job.attempts} == {"lost"}
+
+    # And the innocents are not, and end well
+    assert service.all_ended(innocents) == {State.SUCCEEDED: 2}
+    assert {one.lost for one in service.client.summary(innocents)} == {0}
