@@ -42,7 +42,7 @@ def test_the_readme_stays_short() -> None:
 
 
 def test_the_durable_example_runs(environment: dict[str, str]) -> None:
-    code = f"{readme_block('python', 'durable(app)')}\nprint(app.conf.broker_transport)\n"
+    code = f"{readme_block('python', 'durable(app)')}\nprint(app.connection().transport_cls)\n"
 
     done = run(code, environment)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
@@ -61,12 +62,14 @@ def _app(settings: Settings) -> Celery:
 
     from worker.broker.transport import ADDRESS
     from worker.runtime.app import create_app
+    from worker.runtime.install import durability_of
 
     app = create_app(settings)
-    scheme = urlsplit(app.conf.broker_url).scheme
-    TRANSPORT_ALIASES[scheme] = app.conf.broker_transport
-    app.conf.broker_transport = scheme
-    address = app.conf.broker_transport_options.get(ADDRESS)
+    known = durability_of(app)
+    scheme = urlsplit(known.broker.url).scheme
+    TRANSPORT_ALIASES[scheme] = known.broker.transport
+    known.broker = replace(known.broker, transport=scheme)
+    address = known.broker.options.get(ADDRESS)
     if address is not None:  # Flower asks the first Sentinel itself
         app.conf.broker_transport_options["sentinel_kwargs"] = dict(address.sentinel_options)
     return app

@@ -7,7 +7,7 @@ from importlib import import_module
 from celery import Celery
 
 from worker.errors import InvalidSettings
-from worker.runtime.install import durable
+from worker.runtime.install import durability_of, durable
 from worker.settings import Settings
 
 BUILT_IN = ("worker.tasks.http", "worker.tasks.probe")
@@ -24,12 +24,19 @@ def create_app(settings: Settings) -> Celery:
         task_default_queue=settings.queue,
         worker_hijack_root_logger=True,
         worker_send_task_events=True,
-        broker_url=settings.redis_url.get_secret_value(),
         enable_utc=True,
         worker_pool=settings.pool,
         worker_concurrency=settings.concurrency,
     )
     durable(app, settings)
+    # Where it is looked for by who reads an app's configuration, as Flower does.
+    broker = durability_of(app).broker
+    app.conf.update(
+        broker_url=broker.url,
+        broker_use_ssl=broker.tls,
+        broker_transport=broker.transport,
+        broker_transport_options=dict(broker.options),
+    )
     app.set_default()
     for module in (*BUILT_IN, *settings.tasks):
         try:

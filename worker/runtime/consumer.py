@@ -110,8 +110,6 @@ class LedgerConsumer(celery_consumer.Consumer):  # type: ignore[misc] # Celery's
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # However long Redis is away: Celery would give up, and end the worker, after 100 tries.
-        self.app.conf.broker_connection_max_retries = None
         self.announcer = Announcer(self.app, self.hostname, lambda: self.event_dispatcher)
         self._rates = Rates()
         self._requests: dict[str, type[ClaimedRequest]] = {}

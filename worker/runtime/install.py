@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import functools
+import logging
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from celery import Celery
 
-from worker.broker.address import Address, read, with_options
-from worker.broker.transport import ADDRESS, PATIENT, ROUTING, WRITER, Channel
+from worker.broker.address import read
+from worker.broker.transport import ADDRESS, ROUTING, WRITER, Channel
 from worker.errors import ConfigurationError
 from worker.jobs.job import Fence, Finish
 from worker.ledger.database import Ledger
+from worker.runtime.configuration import (
+    overridden,
+    refuse_early,
+    refuse_unsupported,
+    settings_of,
+)
 from worker.runtime.publish import Publisher
 from worker.runtime.routes import routing_of
 from worker.settings import Settings
 
 if TYPE_CHECKING:
     from worker.runtime.process import Process
+
+logger = logging.getLogger(__name__)
 
 #: Connections to Postgres that one producer process opens at the most.
 PRODUCER_CONNECTIONS = 10
@@ -32,26 +42,125 @@ def durability_of(app: Celery) -> Durability:
     return known
 
 
+@dataclass(frozen=True, slots=True)
+class Broker:
+    """How a durable app reaches Redis, in kombu's words.
+
+    Attributes:
+        url: its address, without options.
+        transport: ours.
+        tls: kombu's `ssl`.
+        options: kombu's `transport_options`.
+    """
+
+    url: str = field(repr=False)
+    transport: str
+    tls: dict[str, Any] | bool = field(repr=False)
+    options: dict[str, Any] = field(repr=False)
+
+
 class Durability:
     """What a durable app knows of the ledger; `app.ledger`.
 
+    The app's configuration is read at the first use, because it may come after `durable()`.
+
     Attributes:
-        settings: the configuration.
+        given: the settings that `durable()` was given, if any.
         process: the worker's machinery, in a worker's main process only.
+        is_worker: whether this process is a worker, whose log is set up later: see `say`.
+
+    Raises:
+        InvalidSettings: the environment lacks or misstates something.
     """
 
-    def __init__(self, app: Celery, settings: Settings) -> None:
+    def __init__(self, app: Celery, given: Settings | None) -> None:
         self.app = app
-        self.settings = settings
+        self.given = given
         self.process: Process | None = None
+        self.is_worker = False
+        self._unused: list[str] | None = None
+        self._is_redis_known = True
+        self._known = given or Settings.load(otherwise={"redis_url": self._ask_later})
+
+    def _ask_later(self) -> str:
+        self._is_redis_known = False
+        return "redis://"
+
+    @functools.cached_property
+    def settings(self) -> Settings:
+        """The configuration.
+
+        Raises:
+            ConfigurationError: nothing says where Redis is.
+        """
+        return self._known if self._is_redis_known else settings_of(self.app, self._known)
+
+    @functools.cached_property
+    def broker(self) -> Broker:
+        """How to reach Redis.
+
+        Raises:
+            ConfigurationError: the app's configuration cannot be durable.
+        """
+        self.verify()
+        address = read(self.settings.redis_url.get_secret_value())
+        timeout = self.settings.connect_timeout_seconds
+        options = {
+            # kombu would wait for ever on a Redis that does not answer.
+            "socket_timeout": timeout,
+            "socket_connect_timeout": timeout,
+            **{k: v for k, v in address.options.items() if k in Channel.from_transport_options},
+            **(self.app.conf.broker_transport_options or {}),
+            WRITER: _Writer(self),
+            ROUTING: routing_of(self.app),
+        }
+        options.pop("sentinel_kwargs", None)  # the address has them; `inspect stats` shows these
+        if address.sentinels:
+            options |= {ADDRESS: address, "master_name": address.master_name}
+        transport = SENTINEL_TRANSPORT if address.sentinels else TRANSPORT
+        return Broker(address.url, transport, address.tls or False, options)
+
+    def is_own(self, url: object) -> bool:
+        """Whether `url` is what Celery has for the app's own broker."""
+        conf = self.app.conf
+        return not url or url in (
+            conf.broker_write_url,
+            conf.broker_read_url,
+            self.settings.redis_url.get_secret_value(),
+            self.broker.url,
+        )
+
+    def owns(self, connection: Any) -> bool:
+        """Whether what is published on this connection of kombu's becomes this app's rows."""
+        writer = connection.transport_options.get(WRITER)
+        return isinstance(writer, _Writer) and writer.durability is self
+
+    def verify(self) -> None:
+        """Prove that the app's configuration can be durable, as it is now.
+
+        Raises:
+            ConfigurationError: naming the setting.
+        """
+        refuse_unsupported(self.app)
+        url = self.settings.redis_url.get_secret_value()
+        if self._unused is None:
+            self._unused = list(overridden(self.app, url, is_worker=self.is_worker))
+        if not self.is_worker:
+            self.say()
+
+    def say(self) -> None:
+        """Say in the log, once, which of the app's settings are not used."""
+        if self._unused:
+            logger.warning("The app is durable: its own %s is not used.", ", ".join(self._unused))
+            self._unused = []
 
     @functools.cached_property
     def ledger(self) -> Ledger:
         """This process's door to the ledger, opened when first used."""
         return Ledger(
-            self.settings.database_url.get_secret_value(),
+            self._known.database_url.get_secret_value(),
             name=f"celery-ledger {self.app.main or 'app'}",
-            connect_timeout=self.settings.connect_timeout_seconds,
+            connect_timeout=self._known.connect_timeout_seconds,
             connections=PRODUCER_CONNECTIONS,
         )
 
@@ -76,17 +185,17 @@ class Durability:
 
     @functools.cached_property
     def _publisher(self) -> Publisher:
-        return Publisher(self.ledger, self.settings.payload_max_bytes)
+        return Publisher(self.ledger, self._known.payload_max_bytes)
 
 
 class _Writer:
     """The transport's writer, as it stands in the transport's options."""
 
     def __init__(self, durability: Durability) -> None:
-        self._durability = durability
+        self.durability = durability
 
     def __call__(self, job: Any) -> Any:
-        return self._durability.publish(job)
+        return self.durability.publish(job)
 
     def __json__(self) -> str:
         # `inspect stats` and Flower read a worker's transport options as JSON.
@@ -94,106 +203,35 @@ class _Writer:
 
 
 def durable(app: Celery, settings: Settings | None = None) -> Celery:
-    """Make `app` durable and return it; call it once, where the app is made.
+    """Make `app` durable and return it; call it once, anywhere after the app is made.
 
     It needs `DATABASE_URL`. Redis is `REDIS_URL`, or else the app's own `broker_url` with its
-    `broker_use_ssl` and its options for Sentinel. Nothing is opened before the first use.
+    `broker_use_ssl` and its options for Sentinel. Nothing is opened, and no configuration of the
+    app is loaded, before the first use; none of it can undo this.
 
     Raises:
         InvalidSettings: the environment lacks or misstates something.
         ConfigurationError: the app uses something that cannot be durable.
     """
-    if settings is None:
-        settings = Settings.load(otherwise={"redis_url": lambda: _address_of(app)})
-    _refuse_unsupported(app)
-    address = read(settings.redis_url.get_secret_value())
-    app.ledger = Durability(app, settings)  # type: ignore[attr-defined] # the one place
-    app.conf.update(
-        broker_url=address.url,
-        broker_use_ssl=address.tls or False,
-        broker_transport=SENTINEL_TRANSPORT if address.sentinels else TRANSPORT,
-        broker_transport_options=_transport_options(app, address),
-        # Without end, whatever the app says: a worker that ends in an outage loses its results.
-        broker_connection_retry=True,
-        broker_connection_retry_on_startup=True,
-        result_backend="worker.runtime.results:LedgerBackend",
-        worker_consumer="worker.runtime.consumer:LedgerConsumer",
-        # One slot, one claim: prefetching is the inventory's business.
-        worker_prefetch_multiplier=1,
-        worker_enable_prefetch_count_reduction=False,
-        worker_cancel_long_running_tasks_on_connection_loss=False,
-    )
-    app.control_cls = "worker.runtime.control:LedgerControl"
-    _let_producers_do_without_redis(app)
-    _close_the_ledger_too(app)
+    app = _itself(app)
+    known = vars(app).get("ledger")
+    if isinstance(known, Durability):
+        if settings not in (None, known.given):
+            raise ConfigurationError(f"{app!r} is durable already, with other settings.")
+        return app
+    refuse_early(app)
+    from worker.runtime.durable_app import made_durable
     from worker.runtime.prepare import prepare
 
+    made_durable(app, Durability(app, settings))
     prepare(app)
     return app
 
 
-def _address_of(app: Celery) -> str | None:
-    """What `REDIS_URL` would say of the app's own broker, if it names one."""
-    own = app.conf.get("broker_url")
-    if not own:
-        return None
-    url = own if isinstance(own, str) else ";".join(own)
-    return with_options(url, app.conf.broker_transport_options or {}, app.conf.broker_use_ssl)
-
-
-def _transport_options(app: Celery, address: Address) -> dict[str, Any]:
-    durability = durability_of(app)
-    timeout = durability.settings.connect_timeout_seconds
-    options = {
-        # kombu would wait for ever on a Redis that does not answer.
-        "socket_timeout": timeout,
-        "socket_connect_timeout": timeout,
-        **{k: v for k, v in address.options.items() if k in Channel.from_transport_options},
-        **(app.conf.broker_transport_options or {}),
-        WRITER: _Writer(durability),
-        ROUTING: routing_of(app),
-    }
-    options.pop("sentinel_kwargs", None)  # the address has them; `inspect stats` shows these
-    if address.sentinels:
-        options |= {ADDRESS: address, "master_name": address.master_name}
-    return options
-
-
-def _let_producers_do_without_redis(app: Celery) -> None:
-    """The row is what counts: a producer's connection bears that Redis is away."""
-    connect = app.connection_for_write
-
-    def connection_for_write(url: str | None = None, *args: Any, **kwargs: Any) -> Any:
-        options = {**(kwargs.pop("transport_options", None) or {}), PATIENT: True}
-        return connect(url, *args, transport_options=options, **kwargs)
-
-    app.connection_for_write = connection_for_write  # type: ignore[method-assign] # for this app
-
-
-def _close_the_ledger_too(app: Celery) -> None:
-    """An app that is closed, or used as a context manager, leaves no connection to Postgres."""
-    close_app = app.close
-
-    def close() -> None:
-        close_app()
-        durability_of(app).close()
-
-    app.close = close  # type: ignore[method-assign] # for this app
-
-
-def _refuse_unsupported(app: Celery) -> None:
-    conf = app.conf
-    accepted = set(conf.accept_content or ())
-    if accepted - {"json", "application/json"} or conf.task_serializer != "json":
-        raise ConfigurationError(
-            "A durable app speaks JSON only; set task_serializer = 'json' and"
-            " accept_content = ['json']."
-        )
-    if conf.result_serializer != "json":
-        raise ConfigurationError("A durable app speaks JSON only; set result_serializer = 'json'.")
-    if (conf.broker_transport_options or {}).get("global_keyprefix"):
-        raise ConfigurationError(
-            "global_keyprefix is not supported; give this service a Redis database of its own."
-        )
-    if conf.worker_pool_start_method == "spawn":
-        raise ConfigurationError("worker_pool_start_method must be 'fork', not 'spawn'.")
+def _itself(app: Any) -> Celery:
+    """The app that a proxy, such as `celery.current_app`, stands for."""
+    while hasattr(type(app), "_get_current_object"):
+        app = app._get_current_object()
+    if not isinstance(app, Celery):
+        raise ConfigurationError(f"durable() takes a Celery app, not {type(app).__name__}.")
+    return app

@@ -9,8 +9,10 @@ from typing import Any
 from celery import Celery, signals
 
 from worker.errors import LedgerError
+from worker.runtime.configuration import CONNECTION, WORKER
+from worker.runtime.durable_app import use_the_ledger
 from worker.runtime.ending import drain_at_the_end, give_up
-from worker.runtime.install import durability_of
+from worker.runtime.install import Durability, durability_of
 from worker.runtime.isolation import become_isolated, die_with_parent
 from worker.runtime.process import Process
 from worker.runtime.routes import refuse_unserved
@@ -22,18 +24,32 @@ def prepare(app: Celery) -> None:
     """Connect what this app's workers need to Celery's signals."""
     known = durability_of(app)
 
+    def on_start(instance: Any, conf: Any, **_: Any) -> None:
+        if instance.app is app:
+            known.is_worker = True
+            _verify(known)
+            conf.update(CONNECTION)
+
     def on_worker_init(sender: Any, **_: Any) -> None:
         if sender.app is app:
+            _verify(known)
+            _decide(sender)
             if known.settings.isolated:
                 become_isolated(sender, known.settings)
             known.process = Process(app, sender)
             _serve_health(known.process)
 
+    def on_beat_init(sender: Any, **_: Any) -> None:
+        if sender.app is app:
+            app.conf.update(CONNECTION)
+
     def on_set_up(instance: Any, **_: Any) -> None:
-        if instance.app is app:
-            _refuse_unserved(app)
+        if instance.app is not app:
+            return
+        known.say()
+        _refuse_unserved(app)
         server = known.process.health.server if known.process is not None else None
-        if instance.app is app and server is not None:
+        if server is not None:
             logger.info("Health is served at port %d.", server.port)
 
     def on_child(**_: Any) -> None:
@@ -42,7 +58,9 @@ def prepare(app: Celery) -> None:
             die_with_parent()
             known.process = None
 
+    signals.celeryd_init.connect(on_start, weak=False)
     signals.worker_init.connect(on_worker_init, weak=False)
+    signals.beat_init.connect(on_beat_init, weak=False)
     signals.celeryd_after_setup.connect(on_set_up, weak=False)  # the log is set up by then
     signals.worker_process_init.connect(on_child, weak=False)
     drain_at_the_end(app)
@@ -54,6 +72,26 @@ def _refuse_unserved(app: Celery) -> None:
         refuse_unserved(app.amqp.queues.consume_from.values())
     except LedgerError as exc:
         give_up(exc)
+
+
+def _verify(known: Durability) -> None:
+    """Refuse to start a worker whose app's configuration, which is whole by now, is not durable."""
+    try:
+        known.verify()
+    except LedgerError as exc:
+        give_up(exc)
+
+
+def _decide(controller: Any) -> None:
+    """Decide what no configuration, and no argument of the worker, decides in a durable app.
+
+    This is after Celery has read both, and before it makes the consumer.
+    """
+    controller.app.conf.update(WORKER | CONNECTION)
+    controller.consumer_cls = WORKER["worker_consumer"]
+    controller.prefetch_multiplier = WORKER["worker_prefetch_multiplier"]
+    for task in controller.app.tasks.values():
+        use_the_ledger(task)
 
 
 def _serve_health(process: Process) -> None:

@@ -1,0 +1,69 @@
+"""A worker started from an app that is configured after `durable()` claims from the ledger."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from tests.acceptance.conftest import Service
+from worker.jobs.states import State
+
+CELERY = [sys.executable, "-m", "celery"]
+WAYS = {
+    "prefork": ([], ["-P", "prefork"], {}),
+    "threads with options": (
+        ["--broker", "redis://127.0.0.1:9/9", "--result-backend", "rpc://"],
+        ["-P", "threads", "--prefetch-multiplier", "8"],
+        {},
+    ),
+    "config": (
+        ["--config", "tests.acceptance.late_config"],
+        ["-P", "prefork"],
+        {"CELERY_BROKER_READ_URL": "redis://127.0.0.1:9/9"},
+    ),
+}
+
+
+@pytest.mark.parametrize(("before", "after", "variables"), WAYS.values(), ids=WAYS)
+def test_its_worker_claims(
+    service: Service, before: list[str], after: list[str], variables: dict[str, str]
+) -> None:
+    worker = service.processes(
+        [
+            *CELERY,
+            "-A",
+            "tests.acceptance.late",
+            *before,
+            "worker",
+            "-c",
+            "2",
+            "-l",
+            "INFO",
+            *after,
+        ],
+        variables,
+    )
+    worker.wait_for_line("ready.", 60)
+
+    job_id = service.enqueue("tests.acceptance.late.fence", queue="late")
+
+    ended = service.ended(job_id)
+    assert ended.state is State.SUCCEEDED
+    assert ended.result == f'["{job_id}", 1]'.encode()
+    line = worker.wait_for_line("The app is durable: its own")
+    for name in ("result_backend", "worker_consumer", "worker_prefetch_multiplier"):
+        assert name in line
+    assert "secret" not in worker.output
+
+
+def test_its_worker_is_refused_in_one_sentence(service: Service) -> None:
+    worker = service.processes(
+        [*CELERY, "-A", "tests.acceptance.late", "worker"], {"LATE_SERIALIZER": "pickle"}
+    )
+
+    assert worker.wait(60) == 2
+    assert worker.output == (
+        "Error: task_serializer is 'pickle', but a durable app speaks JSON only;"
+        " set it to 'json'.\n"
+    )
