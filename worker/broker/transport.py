@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import redis
+from kombu.connection import resolve_aliases
 from kombu.transport import redis as kombu_redis
 from kombu.utils.json import dumps
 
@@ -15,6 +16,7 @@ from worker.broker.doorbells import Doorbells
 from worker.broker.faults import is_unable
 from worker.broker.messages import carries_task, job_of
 from worker.broker.routing import Binding, Routing
+from worker.broker.waiting import emptied, refuse_doorbells
 from worker.errors import Unavailable
 from worker.jobs.job import NewJob, Ring
 
@@ -32,7 +34,8 @@ PATIENT: Final = "ledger_patient"
 #: The key that holds an `Address` of Sentinels: kombu finds only the first of them in its URL.
 ADDRESS: Final = "ledger_address"
 
-#: Makes a job durable and says which doorbell to push: `None` for none now.
+#: Makes a job durable and says which doorbell to push: `None` for none now. Its `purge`, if it has
+#: one, cancels what waits in a queue and says how many jobs that were.
 Writer = Callable[[NewJob], Ring | None]
 
 
@@ -192,6 +195,26 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc] # kombu is not typed
         if ring is not None:
             self._ring(ring)
 
+    def _purge(self, queue: str) -> int:
+        # Doorbells first: of a job that is enqueued between the two steps nothing is taken.
+        writer = self.connection.client.transport_options.get(WRITER)
+        if not hasattr(writer, "purge"):
+            return int(super()._purge(queue))
+        with self.conn_or_acquire() as client:
+            foreign = emptied(client, queue)
+        return foreign + int(writer.purge(queue))
+
+    def _delete(self, queue: str, *args: Any, **kwargs: Any) -> None:
+        if queue not in self.auto_delete_queues:  # those are replies and events, not jobs
+            self._purge(queue)
+        super()._delete(queue, *args, **kwargs)
+
+    def _get(self, queue: str) -> Any:
+        if self.connection.client.transport_options.get(WRITER) is not None:
+            with self.conn_or_acquire() as client:
+                refuse_doorbells(client, queue)
+        return super()._get(queue)
+
     def _ring(self, ring: Ring) -> None:
         try:
             with self.conn_or_acquire() as client:
@@ -233,3 +256,13 @@ class SentinelTransport(kombu_redis.SentinelTransport):  # type: ignore[misc] # 
     """kombu's Sentinel transport with our channel; ditto."""
 
     Channel = SentinelChannel
+
+
+# Connections are shown, to people and to Flower, by what they speak to: Flower knows brokers by
+# these names only.
+resolve_aliases.update(
+    {
+        f"{__name__}:{Transport.__name__}": "redis",
+        f"{__name__}:{SentinelTransport.__name__}": "sentinel",
+    }
+)

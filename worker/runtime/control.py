@@ -10,6 +10,7 @@ from celery.app.control import Control
 from worker.errors import Conflict, NotFound
 from worker.ledger.change import cancel
 from worker.runtime.install import durability_of
+from worker.runtime.panel import LedgerMailbox, revoke_stamped
 
 logger = logging.getLogger(__name__)
 
@@ -17,11 +18,13 @@ logger = logging.getLogger(__name__)
 class LedgerControl(Control):  # type: ignore[misc] # Celery's class is not typed
     """Celery's control; a revoke is written to the ledger before it is broadcast."""
 
+    Mailbox = LedgerMailbox
+
     def revoke(
         self,
         task_id: str | list[str],
         destination: Any = None,
-        terminate: bool = False,
+        terminate: Any = False,
         signal: Any = "SIGTERM",
         **kwargs: Any,
     ) -> Any:
@@ -33,9 +36,27 @@ class LedgerControl(Control):  # type: ignore[misc] # Celery's class is not type
             Unavailable: Postgres is away; nothing was revoked.
         """
         ledger = durability_of(self.app).ledger
-        for job_id in [task_id] if isinstance(task_id, str) else task_id:
+        for job_id in [task_id] if isinstance(task_id, str) else list(task_id):
             try:
-                cancel(ledger, job_id, "revoked", running=terminate)
+                # Flower sends a number for a truth.
+                cancel(ledger, str(job_id), "revoked", running=bool(terminate))
             except (NotFound, Conflict) as exc:
                 logger.info("Nothing to revoke: %s", exc)
         return super().revoke(task_id, destination, terminate, signal, **kwargs)
+
+    def revoke_by_stamped_headers(
+        self,
+        headers: dict[str, Any],
+        destination: Any = None,
+        terminate: Any = False,
+        signal: Any = "SIGTERM",
+        **kwargs: Any,
+    ) -> Any:
+        """Cancel the jobs with one of these stamps that wait, and with `terminate` those that run;
+        then tell the workers.
+
+        Raises:
+            Unavailable: Postgres is away; what was revoked until then stays so.
+        """
+        revoke_stamped(durability_of(self.app).ledger, headers, running=bool(terminate))
+        return super().revoke_by_stamped_headers(headers, destination, terminate, signal, **kwargs)

@@ -21,6 +21,7 @@ from worker.runtime.configuration import (
     settings_of,
 )
 from worker.runtime.publish import Publisher
+from worker.runtime.purge import purge
 from worker.runtime.routes import routing_of
 from worker.settings import Settings
 
@@ -196,6 +197,10 @@ class _Writer:
 
     def __call__(self, job: Any) -> Any:
         return self.durability.publish(job)
+
+    def purge(self, queue: str) -> int:
+        """Cancel what waits in `queue`; how many jobs."""
+        return purge(self._durability.ledger, queue)
 
     def __json__(self) -> str:
         # `inspect stats` and Flower read a worker's transport options as JSON.
