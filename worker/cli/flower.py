@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import urlsplit
 
 import click
 
@@ -53,26 +51,43 @@ def flower(
             f"Flower would listen on {address} without a password; set FLOWER_BASIC_AUTH to"
             f" user:password, or --address {_LOOPBACK}."
         )
+    _refuse_a_taken_port(chosen, address)
     _app(settings).start(["flower", *argv, f"--address={address}"])
 
 
 def _app(settings: Settings) -> Celery:
-    """Our app, its broker named `redis`: Flower knows brokers by their names only."""
-    from kombu.transport import TRANSPORT_ALIASES  # Celery takes half a second to import
-
-    from worker.broker.transport import ADDRESS
+    """Our app, as Flower takes it."""
+    from worker.broker.transport import ADDRESS  # Celery takes half a second to import
     from worker.runtime.app import create_app
     from worker.runtime.install import durability_of
 
     app = create_app(settings)
-    known = durability_of(app)
-    scheme = urlsplit(known.broker.url).scheme
-    TRANSPORT_ALIASES[scheme] = known.broker.transport
-    known.broker = replace(known.broker, transport=scheme)
-    address = known.broker.options.get(ADDRESS)
+    address = durability_of(app).broker.options.get(ADDRESS)
     if address is not None:  # Flower asks the first Sentinel itself
         app.conf.broker_transport_options["sentinel_kwargs"] = dict(address.sentinel_options)
     return app
+
+
+def _refuse_a_taken_port(options: Any, address: str) -> None:
+    """Say in one sentence what Flower would say in a traceback.
+
+    Raises:
+        ConfigurationError: nothing can listen there.
+    """
+    if options.unix_socket or not options.port:
+        return
+    from tornado.netutil import bind_sockets
+
+    try:
+        sockets = bind_sockets(options.port, address=address)
+    except (OSError, OverflowError) as exc:
+        why = getattr(exc, "strerror", None) or str(exc)
+        raise ConfigurationError(
+            f"Flower cannot listen on {address} port {options.port}: {why}; stop what has the"
+            " port, or choose another --port."
+        ) from None
+    for each in sockets:
+        each.close()
 
 
 def _options(argv: Sequence[str]) -> Any:

@@ -50,7 +50,7 @@ def _page(state: State, *, is_first: bool) -> Any:
                    AND (:parked OR state <> 'scheduled' OR run_at < 'infinity') AS wanted
             FROM ledger.jobs
             WHERE state = '{state}' AND {behind}
-            ORDER BY {first}, {second} LIMIT {WINDOW}
+            ORDER BY {first}, {second} LIMIT :window
         )
         SELECT count(*) AS seen, array_agg(id ORDER BY id) FILTER (WHERE wanted) AS ids,
                (array_agg(CAST(first AS text) ORDER BY first DESC, second DESC))[1] AS first,
@@ -156,7 +156,9 @@ def _walk(ledger: Ledger, state: State, parameters: dict[str, Any]) -> Iterator[
     last: dict[str, Any] = {}
     while True:
         statement = _NEXT_PAGES[state] if last else _FIRST_PAGES[state]
-        row = ledger.run(functools.partial(_seen, statement, parameters | last))
+        row = ledger.run(
+            functools.partial(_seen, statement, parameters | last | {"window": WINDOW})
+        )
         if row.ids:
             yield list(row.ids)
         if row.seen < WINDOW:

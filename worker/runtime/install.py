@@ -200,7 +200,7 @@ class _Writer:
 
     def purge(self, queue: str) -> int:
         """Cancel what waits in `queue`; how many jobs."""
-        return purge(self._durability.ledger, queue)
+        return purge(self.durability.ledger, queue)
 
     def __json__(self) -> str:
         # `inspect stats` and Flower read a worker's transport options as JSON.
