@@ -31,7 +31,6 @@ READERS = {
 TRANSPORTS = {
     "broker/transport.py": "the one point that every task message passes",
     "broker/routing.py": "matches the patterns of topic exchanges as kombu does",
-    "cli/flower.py": "gives ours the name `redis`: Flower knows brokers by their names only",
 }
 
 
