@@ -279,14 +279,22 @@ def test_progress_is_the_running_attempts_alone(ledger: Ledger) -> None:
     assert given.job_of(ledger, "a").progress == b"50"
 
 
-def test_the_next_attempt_starts_without_progress(ledger: Ledger) -> None:
+def test_what_a_job_says_of_itself_stands_until_it_retries(ledger: Ledger) -> None:
+    # Given a job that is given back, then claimed again
     fence = given.running(ledger, "a")
     note_progress(ledger, "a", fence.attempt, fence.lease, b"50", "HALF")
     finish(ledger, [Finish(fence, State.QUEUED, "released")])
+    (again,) = claim(ledger, given.lease(ledger), ["a"])
 
-    claim(ledger, given.lease(ledger), ["a"])
+    # Then its state stands, as in a result store: a task that was told to abort must find it
+    assert given.job_of(ledger, "a").progress == b"50"
 
-    assert given.job_of(ledger, "a").progress is None
+    # And a retry stores a state and an exception of its own, which the next release leaves
+    finish(ledger, [Finish(again.fence, State.QUEUED, "retried", b"{}", "application/json")])
+    (last,) = claim(ledger, given.lease(ledger), ["a"])
+    finish(ledger, [Finish(last.fence, State.QUEUED, "released")])
+    job = given.job_of(ledger, "a")
+    assert (job.progress, job.progress_state, job.result) == (None, None, b"{}")
 
 
 def test_opposite_batches_never_deadlock(

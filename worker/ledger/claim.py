@@ -30,7 +30,7 @@ _MINE = """
 _GRANT = f"""
     UPDATE ledger.jobs
     SET state = 'running', attempt = attempt + 1, lease = mine.lease, worker = mine.name,
-        started_at = clock_timestamp(), progress = NULL, progress_state = NULL
+        started_at = clock_timestamp()
     FROM wanted, mine
     WHERE jobs.id = wanted.id AND jobs.state = {QUEUED}
     RETURNING jobs.id, jobs.attempt, jobs.lease, jobs.task, jobs.queue, jobs.envelope, jobs.body,

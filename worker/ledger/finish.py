@@ -54,6 +54,11 @@ _FIELDS = (
     "body",
 )
 
+#: How an attempt ends of which the job's state, as Celery knows it, hears nothing.
+_GIVEN_BACK = (
+    "i.outcome IN ('lost', 'released', 'postponed') AND i.state IN ('queued', 'scheduled')"
+)
+
 # The rows are locked in id order, so that two opposite batches cannot deadlock (PROTOCOL 20). The
 # guard stands twice: once to lock, once more because a waited-for row may have changed.
 _FINISH = text(f"""
@@ -65,8 +70,14 @@ _FINISH = text(f"""
     ), moved AS (
         UPDATE ledger.jobs
         SET state = i.state,
-            result = i.result, result_type = i.result_type, children = i.children,
-            error = i.error, traceback = i.traceback,
+            -- A retry keeps its exception here; the attempt that is given back says nothing new.
+            result = CASE WHEN {_GIVEN_BACK} THEN jobs.result ELSE i.result END,
+            result_type = CASE WHEN {_GIVEN_BACK} THEN jobs.result_type ELSE i.result_type END,
+            children = i.children, error = i.error,
+            traceback = CASE WHEN {_GIVEN_BACK} THEN jobs.traceback ELSE i.traceback END,
+            progress = CASE WHEN i.outcome = 'retried' THEN NULL ELSE jobs.progress END,
+            progress_state = CASE WHEN i.outcome = 'retried' THEN NULL
+                                  ELSE jobs.progress_state END,
             lost = CASE WHEN i.outcome = 'lost' THEN jobs.lost + 1
                         WHEN i.outcome IN ('released', 'postponed') THEN jobs.lost ELSE 0 END,
             suspicion = CASE WHEN i.outcome IN ('lost', 'released', 'postponed')

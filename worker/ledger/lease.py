@@ -26,6 +26,18 @@ _RENEW = text("""
 
 _HELD = text("SELECT id, attempt FROM ledger.jobs WHERE state = 'running' AND lease = :lease")
 
+# An end keeps whose attempt it was; of a retry that has begun again, the attempt's row does.
+_ENDED = text("""
+    SELECT i.id, i.attempt
+    FROM unnest(CAST(:ids AS text[]), CAST(:attempts AS int[])) AS i (id, attempt)
+    WHERE EXISTS (SELECT FROM ledger.jobs
+                  WHERE jobs.id = i.id AND jobs.attempt = i.attempt AND jobs.lease = :lease
+                    AND jobs.state <> 'running')
+       OR EXISTS (SELECT FROM ledger.attempts
+                  WHERE job_id = i.id AND number = i.attempt AND attempts.lease = :lease
+                    AND outcome = 'retried')
+""")
+
 # Counted lease by lease: for each of them there is an index, whatever the statistics say.
 _RUNNING = text("""
     SELECT name,
@@ -114,6 +126,13 @@ def renew(ledger: Ledger, lease: str, seconds: float) -> bool:
 def held(ledger: Ledger, lease: str) -> set[tuple[str, int]]:
     """Each (id, attempt) that the ledger says is running under `lease`."""
     return {(row.id, row.attempt) for row in ledger.rows(_HELD, {"lease": lease})}
+
+
+def ended(ledger: Ledger, lease: str, attempts: Sequence[tuple[str, int]]) -> set[tuple[str, int]]:
+    """Those of `attempts`, each (id, attempt), whose end was committed under `lease`."""
+    ids, numbers = [job_id for job_id, _ in attempts], [number for _, number in attempts]
+    rows = ledger.rows(_ENDED, {"lease": lease, "ids": ids, "attempts": numbers})
+    return {(row.id, row.attempt) for row in rows}
 
 
 def running_by_lease(ledger: Ledger) -> list[tuple[str, int]]:

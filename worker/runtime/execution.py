@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
+from typing import Any
 
-from worker.jobs.job import Ended, Fence, Finish, NewJob
+from worker.jobs.job import Ended, Fence, Finish, NewJob, Ring
 from worker.jobs.states import State
 
 #: Longest `error` kept, in characters; the traceback has the rest.
@@ -33,6 +34,10 @@ class Execution:
         outbox: jobs published between the task's return and its end.
         ended: later steps of a chain that fail with it.
         ending: True once the task's own code is over: what is published now joins the finish.
+        committed: the end, once it is in the ledger: before the worker gets it, for handlers.
+        rings: this job's own doorbell, to be pushed once the worker has let go of the attempt.
+        is_stale: True once the ledger has refused the end.
+        request: what Celery said of the task when it ended.
     """
 
     fence: Fence
@@ -40,10 +45,15 @@ class Execution:
     outbox: list[NewJob] = field(default_factory=list)
     ended: list[Ended] = field(default_factory=list)
     ending: bool = False
+    committed: Finish | None = None
+    rings: tuple[Ring, ...] = ()
+    is_stale: bool = False
+    request: Any = None
     _end: Finish | None = None
     _announced: Finish | None = None
     _retry_error: str | None = None
     _retry_traceback: str | None = None
+    _retry_result: tuple[bytes, str] | tuple[None, None] = (None, None)
 
     def succeed(self, result: bytes | None, result_type: str | None, children: str | None) -> None:
         """The task returned."""
@@ -52,7 +62,12 @@ class Execution:
         )
 
     def fail(
-        self, result: bytes | None, result_type: str | None, error: str, traceback: str | None
+        self,
+        result: bytes | None,
+        result_type: str | None,
+        error: str,
+        traceback: str | None,
+        children: str | None = None,
     ) -> None:
         """The task raised; what a success had published is dropped."""
         self.outbox.clear()
@@ -66,6 +81,7 @@ class Execution:
             result_type,
             error=clean(error, ERROR_LIMIT),
             traceback=clean(traceback, TRACEBACK_LIMIT),
+            children=children,
         )
 
     def cancel(self, reason: str) -> None:
@@ -100,8 +116,11 @@ class Execution:
         else:
             self._end = self._announced
 
-    def note_retry(self, error: str, traceback: str | None) -> None:
-        """Why the task asks to be tried again."""
+    def note_retry(
+        self, error: str, traceback: str | None, result: bytes | None = None, result_type: str = ""
+    ) -> None:
+        """Why the task asks to be tried again; `result` is the encoded exception."""
+        self._retry_result = (None, None) if result is None else (result, result_type)
         self._retry_error = clean(error, ERROR_LIMIT)
         self._retry_traceback = clean(traceback, TRACEBACK_LIMIT)
 
@@ -124,15 +143,34 @@ class Execution:
         """Whether the attempt's end is known."""
         return self._end is not None or self.retry is not None
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the task's own code is over, and how it ended is not in the ledger yet."""
+        ended = self._end is not None or (self.retry is not None and self._retry_error is not None)
+        return ended and self.committed is None and not self.is_stale
+
+    def commit(self, rings: tuple[Ring, ...]) -> None:
+        """The end is in the ledger: whatever the handlers do, it stands.
+
+        Args:
+            rings: this job's own doorbell, if it is queued again.
+        """
+        self.committed, self.rings = self.finish(), rings
+
     def finish(self) -> Finish:
         """What to write. A retry wins over a later return: `retry(throw=False)` means it."""
+        if self.committed is not None:
+            return self.committed
         if self.retry is not None:
             # The body's own children are rows already; what was to follow a return does not come.
             due = self.retry.is_due
+            result, result_type = self._retry_result
             return Finish(
                 self.fence,
                 State.QUEUED if due else State.SCHEDULED,
                 "retried",
+                result,
+                result_type,
                 error=self._retry_error,
                 traceback=self._retry_traceback,
                 delay=None if due else self.retry.delay,
@@ -148,6 +186,8 @@ class Execution:
 
 
 _current: ContextVar[Execution | None] = ContextVar("worker_execution", default=None)
+#: What runs in this process, for threads that a task has started.
+_running: dict[str, Execution] = {}
 
 
 def current() -> Execution | None:
@@ -155,14 +195,28 @@ def current() -> Execution | None:
     return _current.get()
 
 
+def execution_of(job_id: str) -> Execution | None:
+    """The attempt of this job that this process runs, if any."""
+    execution = _current.get()
+    if execution is not None and execution.fence.id == job_id:
+        return execution
+    return _running.get(job_id)
+
+
 @contextmanager
 def running(fence: Fence) -> Iterator[Execution]:
     """Collect what the attempt of `fence` decides during the block."""
     execution = Execution(fence)
     token = _current.set(execution)
+    before = _running.get(fence.id)  # the worker itself may end what a thread of it runs
+    _running[fence.id] = execution
     try:
         yield execution
     finally:
+        if before is None:
+            _running.pop(fence.id, None)
+        else:
+            _running[fence.id] = before
         _current.reset(token)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from celery import Celery
 
 from worker.broker.address import read
+from worker.broker.doorbells import Doorbells
 from worker.broker.transport import ADDRESS, ROUTING, WRITER, Channel
 from worker.errors import ConfigurationError
 from worker.jobs.job import Fence, Finish
@@ -20,6 +21,7 @@ from worker.runtime.configuration import (
     refuse_unsupported,
     settings_of,
 )
+from worker.runtime.handlers import EarlyEnds
 from worker.runtime.publish import Publisher
 from worker.runtime.purge import purge
 from worker.runtime.routes import routing_of
@@ -183,6 +185,12 @@ class Durability:
     def publish(self, job: Any) -> Any:
         """The transport's writer: see `Publisher`."""
         return self._publisher(job)
+
+    @functools.cached_property
+    def early_ends(self) -> EarlyEnds:
+        """Commits an end before the user's handlers run."""
+        url, timeout = self.settings.redis_url, self.settings.connect_timeout_seconds
+        return EarlyEnds(lambda: self.ledger, lambda: Doorbells(url.get_secret_value(), timeout))
 
     @functools.cached_property
     def _publisher(self) -> Publisher:

@@ -12,7 +12,7 @@ from worker.errors import LedgerError
 from worker.jobs.job import Fence, Finish
 from worker.jobs.states import State
 from worker.ledger.database import Ledger
-from worker.ledger.lease import close_lease, forfeit_lease, held, open_lease, renew
+from worker.ledger.lease import (close_lease, ended, forfeit_lease, held, open_lease, renew)
 from worker.runtime.claims import Claims, Phase
 from worker.runtime.clock import LeaseClock, now
 
@@ -218,9 +218,19 @@ class Lease:
             and entry.since < started
             and (entry.id, entry.fence.attempt) not in running
         ]
+        stale = self._without_ended(stale)
         self.clock.withdraw(stale)
         if stale:
             self.on_stale(stale)
+
+    def _without_ended(self, stale: list[Fence]) -> list[Fence]:
+        """Leave out what the ledger does not call running because its end is committed, while the
+        user's code that comes after it still runs here."""
+        if not stale:
+            return stale
+        assert self._id is not None
+        committed = ended(self.ledger, self._id, [(fence.id, fence.attempt) for fence in stale])
+        return [fence for fence in stale if (fence.id, fence.attempt) not in committed]
 
     def _give_back(self, orphans: set[tuple[str, int]]) -> None:
         """Release what the ledger says is ours and nobody here holds, once seen twice in a row:

@@ -8,13 +8,12 @@ from typing import Any, Final
 
 from celery import states
 
-from worker.jobs.job import Ended, Job
+from worker.jobs.job import Ended, Finish, Job
 from worker.jobs.states import State
 from worker.runtime.execution import ERROR_LIMIT, TRACEBACK_LIMIT, clean
 from worker.runtime.outcome import describe
 
 TO_CELERY: Final = {
-    State.RUNNING: states.STARTED,
     State.SUCCEEDED: states.SUCCESS,
     State.FAILED: states.FAILURE,
     State.CANCELLED: states.REVOKED,
@@ -31,29 +30,72 @@ class JobFailed(Exception):
 
 
 def celery_state(job: Job) -> str:
-    """The job's state in Celery's words."""
-    if job.state is State.RUNNING and job.progress_state:
+    """The job's state in Celery's words, as a backend of stock Celery would have stored it.
+
+    It stores nothing of a job that waits, nor of one that runs unless that is tracked, nor of a
+    result that is ignored; and what a task said of itself stands until something else is stored.
+    The part of a group has ended for those who wait for the group, whatever it ignores.
+    """
+    if job.state is State.SUCCEEDED and job.result is None and job.group_id is None:
+        return job.progress_state or states.PENDING
+    if job.state.is_final:
+        return TO_CELERY[job.state]
+    if job.progress_state:
         return job.progress_state
-    if job.state in (State.SCHEDULED, State.QUEUED):
-        return states.RETRY if job.attempt else states.PENDING
-    return TO_CELERY[job.state]
+    # A retry leaves the exception where the result will be.
+    return states.PENDING if job.result is None else states.RETRY
 
 
 def meta_of(job: Job, decode: Callable[[bytes], Any]) -> dict[str, Any]:
     """What `AsyncResult` reads of the job; an exception stands in it as Celery stores one."""
-    return {
+    ended = job.finished_at if job.state.is_final else None
+    state = celery_state(job)
+    meta = {
         "task_id": job.id,
-        "status": celery_state(job),
+        "status": state,
         "result": _result_of(job, decode),
-        "traceback": job.traceback,
-        "date_done": job.finished_at.isoformat() if job.finished_at else None,
-        "name": job.task,
-        "worker": job.worker,
-        "queue": job.queue,
-        "retries": max(0, job.attempt - 1),
-        "parent_id": job.parent_id,
-        "group_id": job.group_id,
+        "traceback": job.traceback if state in states.EXCEPTION_STATES else None,
+        "date_done": ended.isoformat() if ended else None,
     }
+    correlated = {"parent_id": job.parent_id, "group_id": job.group_id}
+    return meta | {name: value for name, value in correlated.items() if value}
+
+
+def extended_meta_of(job: Job, decode: Callable[[bytes], Any]) -> dict[str, Any]:
+    """What `result_extended` adds."""
+    try:
+        args, kwargs, *_ = decode(job.message.body)
+    except Exception:  # whatever a foreign producer has sent
+        args = kwargs = None
+    headers = json.loads(job.message.envelope).get("headers") or {}
+    extended = {
+        "name": job.task,
+        "args": args,
+        "kwargs": kwargs,
+        "worker": job.worker,
+        "retries": headers.get("retries") or 0,
+        "queue": job.queue,
+    }
+    if names := headers.get("stamped_headers"):
+        stamps = headers.get("stamps") or {}
+        extended |= {"stamped_headers": names}
+        extended |= {name: stamps[name] for name in names if name in stamps}
+    return extended
+
+
+def meta_of_end(end: Finish, decode: Callable[[bytes], Any]) -> tuple[str, Any, str | None]:
+    """State, result and traceback of an end that is decided, and not in the ledger yet."""
+    state = TO_CELERY.get(end.state)
+    result = None if end.result is None else decode(end.result)
+    if state is None:
+        state = states.PENDING if end.result is None else states.RETRY
+    elif state == states.SUCCESS and end.result is None:
+        state = states.PENDING  # it is ignored
+    elif state == states.REVOKED:
+        result = _exception("TaskRevokedError", "celery.exceptions", end.error)
+    elif state == states.FAILURE and end.result is None:
+        result = _exception(JobFailed.__name__, __name__, end.error)
+    return state, result, end.traceback
 
 
 def ended_of(
@@ -90,9 +132,9 @@ def _result_of(job: Job, decode: Callable[[bytes], Any]) -> Any:
         return _exception("TaskRevokedError", "celery.exceptions", job.error)
     if job.state is State.FAILED and job.result is None:
         return _exception(JobFailed.__name__, __name__, job.error)
-    if job.state.is_final:
-        return None if job.result is None else decode(job.result)
-    return None if job.progress is None else decode(job.progress)
+    state = celery_state(job)
+    kept = job.progress if state == job.progress_state else job.result
+    return None if kept is None or state == states.PENDING else decode(kept)
 
 
 def _exception(name: str, module: str, message: str | None) -> dict[str, Any]:

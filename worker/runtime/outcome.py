@@ -22,7 +22,7 @@ from celery.exceptions import Ignore, Reject, Retry
 from celery.utils.saferepr import saferepr
 from kombu.utils.encoding import safe_repr
 
-from worker.jobs.job import Ended, Fence, Finish, Message, NewJob
+from worker.jobs.job import Ended, Fence, Finish, Message, NewJob, Ring
 from worker.jobs.states import State
 from worker.runtime.execution import ERROR_LIMIT, TRACEBACK_LIMIT, clean
 
@@ -69,23 +69,32 @@ class Traced:
         value: the return value's repr, or what was raised; `None` when the job was not started.
         runtime: seconds, `None` unless it succeeded.
         finish: what to write, `None` when the job was not started.
+        committed: `None` unless the end is in the ledger already, because handlers had to find it
+            there; then the doorbells to push once the worker has let go of the attempt.
     """
 
     failed: int
     value: str | Raised | None
     runtime: float | None
     finish: Finish | None
+    committed: tuple[Ring, ...] | None = None
 
     def __reduce__(self) -> tuple[Callable[[bytes], Traced], tuple[bytes]]:
         return _arrived, (packed(self),)
 
 
-def traced(failed: int, value: Any, runtime: float | None, finish: Finish) -> Traced:
+def traced(
+    failed: int,
+    value: Any,
+    runtime: float | None,
+    finish: Finish,
+    committed: tuple[Ring, ...] | None = None,
+) -> Traced:
     """What Celery's tracer returned, without anything of the user's."""
     if failed:
-        return Traced(1, raised(value), None, finish)
+        return Traced(1, raised(value), None, finish, committed)
     text = text_of(lambda: value if isinstance(value, str) else saferepr(value), VALUE_LIMIT)
-    return Traced(0, text, runtime, finish)
+    return Traced(0, text, runtime, finish, committed)
 
 
 def raised(info: Any) -> Raised:
@@ -128,7 +137,7 @@ def exit_code(code: object) -> int:
 
 def packed(answer: Traced) -> bytes:
     """`answer` for the pipe; one that cannot be sent is sent as a failure that says so."""
-    parts = answer.failed, answer.value, answer.runtime, answer.finish
+    parts = answer.failed, answer.value, answer.runtime, answer.finish, answer.committed
     try:
         return _pickled(parts)
     except Exception as exc:
@@ -154,7 +163,7 @@ class _Pickler(pickle.Pickler):
         raise pickle.PicklingError(f"a {type(obj).__qualname__} is in it")
 
 
-_OURS = frozenset({Ended, Fence, Finish, Kind, Message, NewJob, Raised, State})
+_OURS = frozenset({Ended, Fence, Finish, Kind, Message, NewJob, Raised, Ring, State})
 _PLAIN: tuple[Any, ...] = (str, bytes, int, float)
 
 

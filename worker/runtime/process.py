@@ -91,6 +91,7 @@ class Process:
         renewals = Ledger(url, name=f"{name} lease", connect_timeout=timeout, connections=1)
         self._doorbells = Doorbells(self.settings.redis_url.get_secret_value(), timeout)
         self._ringer = Ringer(self._doorbells)
+        self.ring = self._ringer.put
         self.writer = Writer(self._ledger, self._on_written, lambda: self.lease.is_held)
         self.lease = Lease(
             renewals,

@@ -7,7 +7,7 @@ import json
 from celery import current_task
 from celery.app import amqp
 
-from worker.errors import TooLarge
+from worker.errors import Conflict, TooLarge
 from worker.jobs.job import NewJob, Ring
 from worker.ledger.database import Ledger
 from worker.ledger.together import GroupCommit
@@ -41,6 +41,14 @@ class Publisher:
                 " large data elsewhere and pass a reference, or raise WORKER_PAYLOAD_MAX_BYTES."
             )
         execution = current()
+        if execution is not None and execution.committed is not None:
+            # A handler enqueues: its task's end is in the ledger, and nothing joins it any more.
+            if job.id == execution.fence.id:
+                raise Conflict(
+                    f"Job {job.id} has ended already; a handler cannot retry it: retry inside of"
+                    " the task, or send a new one."
+                )
+            return self._together.enqueue(job).ring
         if execution is not None and job.id == execution.fence.id:
             # The task's own id: Task.retry or Task.replace. It becomes part of the finish, so that
             # a retry is never enqueued by an attempt that is stale, nor lost by one that dies.

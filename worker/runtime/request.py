@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 from weakref import ref
 
@@ -14,7 +14,7 @@ from celery.worker.request import Request
 from celery.worker.state import task_ready
 from kombu.utils.encoding import safe_str
 
-from worker.jobs.job import Fence, Finish
+from worker.jobs.job import Fence, Finish, Ring
 from worker.jobs.states import State
 from worker.runtime.claims import Claims, Phase
 from worker.runtime.clock import LeaseClock
@@ -40,6 +40,7 @@ class ClaimedRequest(Request):  # type: ignore[misc] # Celery's class is not typ
     claims: Claims
     clock: LeaseClock
     finish: Callable[[Finish], None]
+    settle: Callable[[Fence, Sequence[Ring]], None]
     lose: Callable[[ClaimedRequest, str], None]
     lost: int
 
@@ -134,7 +135,10 @@ class ClaimedRequest(Request):  # type: ignore[misc] # Celery's class is not typ
             self._give_back()
             return
         task_ready(self, successful=not traced.failed)
-        self.finish(traced.finish)
+        if traced.committed is not None:
+            self.settle(self.fence, traced.committed)
+        else:
+            self.finish(traced.finish)
         self._announce(traced)
 
     def on_failure(

@@ -4,35 +4,28 @@ from __future__ import annotations
 
 import json
 import logging
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from celery import states
-from celery.backends.base import BaseBackend
-from celery.exceptions import TimeoutError
-from celery.result import result_from_tuple
 from kombu.exceptions import EncodeError
 
 from worker.errors import Conflict, LedgerError, NotFound
 from worker.jobs.job import Fence
 from worker.ledger.change import cancel, forget
 from worker.ledger.finish import note_progress
-from worker.ledger.groups import delete_group, read_group, save_group
 from worker.ledger.insert import insert_ended
-from worker.ledger.read import read
 from worker.runtime.execution import ERROR_LIMIT, Execution, clean, current, running
-from worker.runtime.meta import FROM_CELERY, children_of, ended_of, meta_of
+from worker.runtime.handlers import Ends, await_commit, has_handlers
+from worker.runtime.meta import FROM_CELERY, ended_of
 from worker.runtime.outcome import describe
+from worker.runtime.reading import LedgerReader
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between the first looks of `AsyncResult.get`, doubling up to its `interval`.
-FIRST_LOOK = 0.005
 
-
-class LedgerBackend(BaseBackend):  # type: ignore[misc] # Celery's class is not typed
+class LedgerBackend(LedgerReader):
     """Reads from the ledger; writes through the attempt's fence.
 
     `mark_as_*` are overridden whole, because `store_result` is never called for a success whose
@@ -41,19 +34,17 @@ class LedgerBackend(BaseBackend):  # type: ignore[misc] # Celery's class is not 
     revoke, a hard time limit or an unreadable answer, they hand it to the writer.
     """
 
-    supports_autoexpire = True  # the keeper's retention does it
-
-    @property
-    def _ledger(self) -> Any:
-        return self.app.ledger.ledger
-
     @contextmanager
-    def _attempt(self, task_id: str) -> Iterator[Execution | None]:
-        """The attempt that is ending: the one running here, or one that this worker holds."""
+    def _attempt(self, task_id: str, end: Ends, request: Any) -> Iterator[Execution | None]:
+        """The attempt that is ending: the one running here, or one that this worker holds.
+
+        Where code of the user's comes after such an end, the end is committed before.
+        """
         execution = current()
         if execution is not None and execution.fence.id == task_id:
-            execution.ending = True
+            execution.ending, execution.request = True, request
             yield execution
+            self._commit_first(execution, end, request)
             return
         fence: Fence | None = self.app.ledger.fence_of(task_id)
         if fence is None:
@@ -64,6 +55,16 @@ class LedgerBackend(BaseBackend):  # type: ignore[misc] # Celery's class is not 
             yield execution
         if execution.is_decided:
             self.app.ledger.finish(execution.finish())
+            if self._has_handlers(end, request):
+                await_commit(self.app.ledger.process, fence)
+
+    def _has_handlers(self, end: Ends, request: Any) -> bool:
+        task = self.app.tasks.get(getattr(request, "task", None))
+        return task is not None and has_handlers(task, end)
+
+    def _commit_first(self, execution: Execution, end: Ends, request: Any) -> None:
+        if self._has_handlers(end, request):
+            self.app.ledger.early_ends.commit(execution)
 
     def mark_as_done(
         self,
@@ -80,7 +81,7 @@ class LedgerBackend(BaseBackend):  # type: ignore[misc] # Celery's class is not 
                 task with that reason.
         """
         wanted = store_result and not (request is not None and request.ignore_result)
-        with self._attempt(task_id) as execution:
+        with self._attempt(task_id, Ends.SUCCESS, request) as execution:
             if execution is None:
                 if store_result:  # not for a task that was applied eagerly
                     self._insert_ended(
@@ -105,13 +106,16 @@ class LedgerBackend(BaseBackend):  # type: ignore[misc] # Celery's class is not 
     ) -> None:
         """Note that the task raised `exc`, with what follows from it for its chain and errbacks."""
         text = _text(traceback)
-        with self._attempt(task_id) as execution:
+        with self._attempt(task_id, Ends.FAILURE, request) as execution:
             if execution is None:
                 if store_result:  # not for a task that was applied eagerly
                     encoded = self._encoded_exception(exc)
                     self._insert_ended(task_id, state, encoded, exc, text, request)
                 return
-            execution.fail(self._encoded_exception(exc), self.content_type, describe(exc), text)
+            # Callbacks that a success had published are dropped, and are no children.
+            children = None if execution.outbox else self._children(request)
+            encoded = self._encoded_exception(exc)
+            execution.fail(encoded, self.content_type, describe(exc), text, children)
             if request is None:
                 return
             if request.chord:
@@ -131,8 +135,13 @@ class LedgerBackend(BaseBackend):  # type: ignore[misc] # Celery's class is not 
     ) -> None:
         """Note why the task retries; its message is noted already, by the transport."""
         execution = current()
-        if execution is not None and execution.fence.id == task_id:
-            execution.note_retry(describe(exc) if exc is not None else "retry", _text(traceback))
+        if execution is None or execution.fence.id != task_id:
+            return
+        encoded = self._encoded(None, state) if exc is None else self._encoded_exception(exc)
+        error = describe(exc) if exc is not None else "retry"
+        execution.note_retry(error, _text(traceback), encoded, self.content_type)
+        execution.request = request
+        self._commit_first(execution, Ends.RETRY, request)
 
     def mark_as_revoked(
         self,
@@ -143,7 +152,7 @@ class LedgerBackend(BaseBackend):  # type: ignore[misc] # Celery's class is not 
         state: str = states.REVOKED,
     ) -> None:
         """Cancel the job: one that this worker holds, or one that waits in the ledger."""
-        with self._attempt(task_id) as execution:
+        with self._attempt(task_id, Ends.REVOKED, request) as execution:
             if execution is not None:
                 execution.cancel(str(reason) or "revoked")
                 return
@@ -232,59 +241,8 @@ class LedgerBackend(BaseBackend):  # type: ignore[misc] # Celery's class is not 
         children = self.current_task_children(request) if request is not None else None
         return json.dumps(children) if children else None
 
-    def _get_task_meta_for(self, task_id: str) -> dict[str, Any]:
-        job = read(self._ledger, task_id)
-        if job is None:
-            return {"status": states.PENDING, "result": None, "traceback": None, "children": []}
-        children = [result_from_tuple(child, self.app) for child in children_of(job)]
-        return dict(self.meta_from_decoded({**meta_of(job, self.decode), "children": children}))
-
-    def wait_for(
-        self,
-        task_id: str,
-        timeout: float | None = None,
-        interval: float = 0.5,
-        no_ack: bool = True,
-        on_interval: Callable[[], None] | None = None,
-    ) -> dict[str, Any]:
-        """The job's meta once it has ended; looks often at first, then every `interval` seconds.
-
-        Raises:
-            celery.exceptions.TimeoutError: it has not ended within `timeout` seconds.
-        """
-        self._ensure_not_eager()
-        deadline = None if timeout is None else time.monotonic() + timeout
-        nap = min(FIRST_LOOK, interval)
-        while True:
-            meta: dict[str, Any] = self.get_task_meta(task_id)
-            if meta["status"] in states.READY_STATES:
-                return meta
-            if on_interval:
-                on_interval()
-            left = None if deadline is None else deadline - time.monotonic()
-            if left is not None and left <= 0:
-                raise TimeoutError("The operation timed out.")
-            time.sleep(nap if left is None else min(nap, left))
-            nap = min(nap * 2, interval)
-
     def _forget(self, task_id: str) -> None:
         forget(self._ledger, task_id)
-
-    def _save_group(self, group_id: str, result: Any) -> Any:
-        encoded = self.encode(self.prepare_value(result))
-        save_group(
-            self._ledger, group_id, encoded if isinstance(encoded, bytes) else encoded.encode()
-        )
-        return result
-
-    def _restore_group(self, group_id: str) -> dict[str, Any] | None:
-        encoded = read_group(self._ledger, group_id)
-        if encoded is None:
-            return None
-        return {"task_id": group_id, "result": result_from_tuple(self.decode(encoded), self.app)}
-
-    def _delete_group(self, group_id: str) -> None:
-        delete_group(self._ledger, group_id)
 
 
 def _text(traceback: Any) -> str | None:

@@ -11,7 +11,7 @@ from celery.app import trace as celery_trace
 from celery.exceptions import Ignore, Reject, WorkerShutdown, WorkerTerminate
 from celery.worker import state as worker_state
 
-from worker.jobs.job import Fence
+from worker.jobs.job import Fence, Finish
 from worker.jobs.states import State
 from worker.runtime.clock import LeaseClock
 from worker.runtime.execution import Execution, running
@@ -73,6 +73,9 @@ def run_claimed(
             execution.retry = None
             execution.fail(None, None, describe(exc), traceback_of(exc))
     end = execution.finish()
+    if execution.committed is not None:
+        short = Finish(fence, end.state, end.outcome)  # nothing of it is written any more
+        return traced(failed, value, runtime, short, execution.rings)
     if terminate_handler_fired() and end.state is not State.SUCCEEDED:
         raise SystemExit(TERMINATED)  # it failed because it was being terminated
     return traced(failed, value, runtime, end)
