@@ -19,7 +19,7 @@ PATIENCE = 15.0
 
 app = Celery("handlers", broker=os.environ.get("REDIS_URL", "redis://localhost:6379/0"))
 if os.environ.get("SIDE") == "stock":  # to see what it does
-    app.conf.result_backend = os.environ["REDIS_URL"]
+    app.conf.update(result_backend=os.environ["REDIS_URL"])
 else:
     durable(app)
 

@@ -25,9 +25,9 @@ FENCE = Fence("job", 1, "lease")
 
 
 def _task(**attributes: Any) -> Any:
-    app = Celery("handlers", set_as_current=False, broker="memory://")
+    app: Any = Celery("handlers", set_as_current=False, broker="memory://")
     cls = type("Custom", (Task,), {**attributes, "abstract": True})
-    return app.task(lambda: None, name="handlers.task", base=cls, shared=False)
+    return app.task(_hook, name="handlers.task", base=cls, shared=False)
 
 
 def _hook(*_: Any) -> None: ...
@@ -89,7 +89,8 @@ def test_a_receiver_counts_for_its_sender_and_celerys_own_do_not(
 
 
 def test_celerys_django_fixup_is_no_handler(connected: Callable[..., None]) -> None:
-    fixup = django.DjangoWorkerFixup.__new__(django.DjangoWorkerFixup)
+    cls: Any = vars(django)["DjangoWorkerFixup"]
+    fixup = cls.__new__(cls)
     connected(signals.task_postrun, fixup.on_task_postrun)
     assert not has_handlers(_task(), Ends.SUCCESS)
 
@@ -111,15 +112,15 @@ def test_an_early_end_is_in_the_ledger_and_stands(settings: Settings) -> None:
     early = _early(ledger, settings)
     with running(fence) as execution:
         execution.succeed(b"1", "application/json", None)
-        assert execution.is_over
+        before = execution.is_over
         early.commit(execution)
+        assert (before, execution.is_over) == (True, False)  # the ledger says it from here on
         # It is written, and what the handlers raise changes nothing
         job = read(ledger, "a")
         assert job is not None
         assert (job.state, job.result) == ("succeeded", b"1")
         execution.fail(None, None, "on_success raised", None)
         assert execution.finish().state == "succeeded"
-        assert not execution.is_over  # the ledger says it now
         # What they enqueue is a row at once; a retry of what has ended is refused
         assert publish(new_job("test.add")) is not None
         with pytest.raises(Conflict, match="has ended already"):

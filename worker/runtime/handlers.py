@@ -58,8 +58,7 @@ def has_handlers(task: Any, end: Ends) -> bool:
 
     Celery's own receivers do not count: its Django fixup closes connections after each task.
     """
-    cls: Any = type(task)
-    if _overrides(cls, end):
+    if _overrides(task.__class__, end):  # a proxy's is its task's
         return True
     _, watched = end.value
     return any(
