@@ -83,7 +83,7 @@ def settle(process: Process, fence: Fence, rings: Sequence[Ring]) -> None:
     process.health.turned()  # as where an end is handed over: in the solo pool it held up the loop
     process.claims.move(fence, Phase.ENDED)
     process.claims.settle(fence)
-    process.ring(rings)
+    process.ringer.put(rings)
 
 
 def await_commit(process: Process, fence: Fence) -> bool:

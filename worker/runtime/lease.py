@@ -12,7 +12,7 @@ from worker.errors import LedgerError
 from worker.jobs.job import Fence, Finish
 from worker.jobs.states import State
 from worker.ledger.database import Ledger
-from worker.ledger.lease import (close_lease, ended, forfeit_lease, held, open_lease, renew)
+from worker.ledger.lease import close_lease, ended, forfeit_lease, held, open_lease, renew
 from worker.runtime.claims import Claims, Phase
 from worker.runtime.clock import LeaseClock, now
 

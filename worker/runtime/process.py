@@ -90,8 +90,7 @@ class Process:
         # A pool of its own: nothing that goes on elsewhere may keep a renewal waiting.
         renewals = Ledger(url, name=f"{name} lease", connect_timeout=timeout, connections=1)
         self._doorbells = Doorbells(self.settings.redis_url.get_secret_value(), timeout)
-        self._ringer = Ringer(self._doorbells)
-        self.ring = self._ringer.put
+        self.ringer = Ringer(self._doorbells)
         self.writer = Writer(self._ledger, self._on_written, lambda: self.lease.is_held)
         self.lease = Lease(
             renewals,
@@ -254,7 +253,7 @@ class Process:
         self.lease.start()
         self.fetcher.start()
         self.isolation.start()
-        self._ringer.start()
+        self.ringer.start()
         self.health.watch()
 
     def _deliver(self, claims: list[Claim]) -> None:
@@ -280,7 +279,7 @@ class Process:
             )  # fmt: skip
         for end in (*written, *stale):
             self.claims.settle(end.fence)
-        self._ringer.put(rings)
+        self.ringer.put(rings)
 
     def _on_stale(self, fences: list[Fence]) -> None:
         """The ledger says that these jobs are not ours: cancelled, or rescued meanwhile."""
