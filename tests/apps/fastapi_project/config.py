@@ -11,10 +11,10 @@ from kombu import Exchange, Queue
 def route_task(
     name: str, args: Any, kwargs: Any, options: Any, task: Any = None, **_: Any
 ) -> dict[str, Any]:
-    """Send `queue:name` to the topic of that queue, and all others to the default."""
+    """Send `queue:name` to that queue by its topic, and all others to the default."""
     if ":" in name:
         queue, _, rest = name.partition(":")
-        return {"exchange": "work", "exchange_type": "topic", "routing_key": f"{queue}.{rest}"}
+        return {"queue": queue, "routing_key": f"{queue}.{rest}"}
     return {"queue": "default"}
 
 
