@@ -221,7 +221,7 @@ def test_a_task_that_no_worker_knows_waits_and_runs_when_one_does(
     service.keeper()
     old = service.worker("threads", 2, WORKER_TASKS="")
     new = app.send_task("test.add", [20, 22])
-    old.wait_for_line("knows no task")
+    old.wait_for_line("no living worker knows the task 'test.add'")
     old.terminate()
     service.worker("threads", 2)
     assert new.get(timeout=30) == 42

@@ -27,8 +27,10 @@ def succeeded(ledger: Ledger, **more: Any) -> None:
     ledger.execute(
         "UPDATE ledger.jobs SET state = 'running', attempt = 1, lease = 'l', worker = 'w'"
     )
-    ledger.execute("UPDATE ledger.jobs SET state = 'succeeded', finished_at = '2020-01-01' WHERE id = :id",
-                   {"id": job_id})  # fmt: skip
+    ledger.execute(
+        "UPDATE ledger.jobs SET state = 'succeeded', finished_at = '2020-01-01' WHERE id = :id",
+        {"id": job_id},
+    )
 
 
 def never_enqueued(ledger: Ledger, **_: Any) -> None:

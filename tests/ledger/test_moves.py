@@ -22,6 +22,7 @@ from worker.ledger.insert import insert_ended
 from worker.ledger.lease import close_lease
 from worker.ledger.rescue import rescue
 from worker.ledger.retention import expire_late
+from worker.ledger.strangers import put_off
 
 JOB = "a"
 Statement = Callable[[Ledger, Fence], object]
@@ -73,6 +74,7 @@ STATEMENTS: dict[str, Statement] = {
     "claim a suspect": lambda ledger, fence: claim_suspects(
         ledger, fence.lease, ["celery"], 1, idle=True
     ),
+    "put off": lambda ledger, fence: put_off(ledger, [JOB], ["no such task"]),
     "succeed": end_as(State.SUCCEEDED, "succeeded"),
     "fail": end_as(State.FAILED, "failed"),
     "retry": end_as(State.SCHEDULED, "retried", 60),

@@ -99,7 +99,7 @@ def test_who_is_a_suspect_stays_one_when_suspicion_gets_degrees(databases: Datab
     """)
 
     # When it is migrated
-    upgrade(ledger, "0002")
+    upgrade(ledger, "head")
 
     # Then the suspect is one still, and the lease of a worker that runs on is valid
     (found,) = claim_suspects(ledger, "l", ["celery"], 5, idle=True)

@@ -37,6 +37,7 @@ MOVES: Final[dict[State, dict[State, str]]] = {
     },
     State.QUEUED: {
         State.RUNNING: "claim",
+        State.SCHEDULED: "put off",
         State.CANCELLED: "cancel",
     },
     State.RUNNING: {

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, text
 from worker.jobs.job import Claim, Fence, Message, NewJob
 from worker.ledger.arrays import literal
 from worker.ledger.database import Ledger
-from worker.ledger.guards import QUEUED
+from worker.ledger.guards import ELSEWHERE, NOWHERE, QUEUED
 from worker.ledger.insert import insert
 from worker.ledger.prepared import Prepared
 
@@ -21,16 +21,24 @@ ALONE = 2
 # a second statement: so either the claim finds no lease, or expiry finds the claim (PROTOCOL 6).
 _MINE = """
     mine AS MATERIALIZED (
-        SELECT lease, name FROM ledger.workers
+        SELECT lease, name, tasks FROM ledger.workers
         WHERE lease = :lease AND expires_at > clock_timestamp()
         FOR KEY SHARE
+    ), known AS MATERIALIZED (
+        SELECT unnest(tasks) AS task FROM mine
     )
 """
+
+# A worker is granted the tasks that it knows; one that does not say which, any. A set that is
+# hashed once: an array would be read through for each job.
+_KNOWN = "((SELECT tasks FROM mine) IS NULL OR jobs.task IN (SELECT task FROM known))"
 
 _GRANT = f"""
     UPDATE ledger.jobs
     SET state = 'running', attempt = attempt + 1, lease = mine.lease, worker = mine.name,
-        started_at = clock_timestamp()
+        started_at = clock_timestamp(),
+        error = CASE WHEN starts_with(jobs.error, '{NOWHERE}')
+                       OR starts_with(jobs.error, '{ELSEWHERE}') THEN NULL ELSE jobs.error END
     FROM wanted, mine
     WHERE jobs.id = wanted.id AND jobs.state = {QUEUED}
     RETURNING jobs.id, jobs.attempt, jobs.lease, jobs.task, jobs.queue, jobs.envelope, jobs.body,
@@ -43,6 +51,7 @@ _CLAIM = Prepared(
     WITH {_MINE}, wanted AS MATERIALIZED (
         SELECT jobs.id FROM ledger.jobs, mine
         WHERE jobs.id = ANY(CAST(:ids AS text[])) AND jobs.state = {QUEUED} AND jobs.suspicion = 0
+          AND {_KNOWN}
           AND (jobs.expires_at IS NULL OR jobs.expires_at > clock_timestamp())
         ORDER BY jobs.id
         FOR UPDATE OF jobs
@@ -56,6 +65,8 @@ _OLDEST_SUSPECT = text("""
     SELECT suspicion FROM ledger.jobs
     WHERE state = 'queued' AND suspicion > 0 AND queue = ANY(CAST(:queues AS text[]))
       AND (expires_at IS NULL OR expires_at > clock_timestamp())
+      AND EXISTS (SELECT FROM ledger.workers
+                  WHERE lease = :lease AND (tasks IS NULL OR jobs.task = ANY(tasks)))
     ORDER BY dispatch_seq LIMIT 1
 """)
 
@@ -66,6 +77,7 @@ _CLAIM_SUSPECTS = text(f"""
         SELECT jobs.id FROM ledger.jobs, mine
         WHERE jobs.state = 'queued' AND jobs.suspicion > 0 AND jobs.suspicion = :level
           AND jobs.queue = ANY(CAST(:queues AS text[]))
+          AND {_KNOWN}
           AND (jobs.expires_at IS NULL OR jobs.expires_at > clock_timestamp())
           AND NOT EXISTS (SELECT FROM ledger.jobs held
                           WHERE held.state = 'running' AND held.lease = :lease
@@ -90,7 +102,8 @@ _HELD_UNKNOWN = text("""
 
 
 def claim(ledger: Ledger, lease: str, ids: Sequence[str]) -> list[Claim]:
-    """Claim those of `ids` that are queued, due and no suspects, for `lease`.
+    """Claim those of `ids` that are queued, due, no suspects, and of a task that its worker knows,
+    for `lease`.
 
     A commit whose reply was lost is not lost: the repeated claim also returns what this lease
     already holds of `ids`. The caller therefore passes no id that it knows to hold.

@@ -40,3 +40,9 @@ def is_overdue(lease: str, after: str) -> str:
     """Whether `lease`, a row of `workers`, has not been renewed for the interval `after`."""
     since = f"statement_timestamp() - {lease}.renewed_at"
     return f"({since} > {after} OR {is_ahead(lease + '.renewed_at')})"
+
+
+#: How the reason begins that a job is given which no living worker knows, and one which only
+#: another worker knows than the one that took it; see `worker.ledger.strangers`.
+NOWHERE: Final = "no living worker knows the task "
+ELSEWHERE: Final = "waits for a worker that knows the task "

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from sqlalchemy import Connection, text
 
 from worker.ledger.database import Ledger
+from worker.ledger.strangers import recall
 
 _OPEN = text("""
-    INSERT INTO ledger.workers (lease, name, isolated, pod, slots, queues, expires_at)
-    VALUES (:lease, :name, :isolated, :pod, :slots, :queues,
+    INSERT INTO ledger.workers (lease, name, isolated, pod, slots, queues, tasks, expires_at)
+    VALUES (:lease, :name, :isolated, :pod, :slots, :queues, CAST(:tasks AS text[]),
             clock_timestamp() + :seconds * interval '1 second')
     ON CONFLICT DO NOTHING
 """)
@@ -22,6 +23,10 @@ _RENEW = text("""
     SET renewed_at = clock_timestamp(),
         expires_at = clock_timestamp() + :seconds * interval '1 second'
     WHERE lease = :lease
+""")
+
+_TELL_TASKS = text("""
+    UPDATE ledger.workers SET tasks = CAST(:tasks AS text[]) WHERE lease = :lease RETURNING queues
 """)
 
 _HELD = text("SELECT id, attempt FROM ledger.jobs WHERE state = 'running' AND lease = :lease")
@@ -81,6 +86,7 @@ def open_lease(
     isolated: bool = False,
     pod: str | None = None,
     slots: int = 1,
+    tasks: Collection[str] | None = None,
 ) -> str:
     """A new lease for this process, valid for `seconds`; its id is never used again.
 
@@ -92,26 +98,41 @@ def open_lease(
         isolated: whether it runs suspects only.
         pod: what a worker and the isolated process that it started have in common.
         slots: how many jobs it runs at once.
+        tasks: those that it knows, and alone is granted; `None` for any. What was put off because
+            nobody knew it is due at once.
 
     Raises:
         Unavailable: Postgres is away.
     """
     lease = str(uuid.uuid4())
-    ledger.run(
-        lambda connection: connection.execute(
-            _OPEN,
-            {
-                "lease": lease,
-                "name": name,
-                "isolated": isolated,
-                "pod": pod,
-                "slots": slots,
-                "queues": list(queues),
-                "seconds": seconds,
-            },
-        )
-    )
+    parameters = {
+        "lease": lease,
+        "name": name,
+        "isolated": isolated,
+        "pod": pod,
+        "slots": slots,
+        "queues": list(queues),
+        "tasks": None if tasks is None else sorted(tasks),
+        "seconds": seconds,
+    }
+
+    def work(connection: Connection) -> None:
+        connection.execute(_OPEN, parameters)
+        if tasks and not isolated:
+            recall(connection, queues, tasks)
+
+    ledger.run(work)
     return lease
+
+
+def tell_tasks(ledger: Ledger, lease: str, tasks: Collection[str]) -> None:
+    """The worker of `lease` knows `tasks` from now on."""
+
+    def work(connection: Connection) -> None:
+        for row in connection.execute(_TELL_TASKS, {"lease": lease, "tasks": sorted(tasks)}):
+            recall(connection, row.queues, tasks)
+
+    ledger.run(work)
 
 
 def renew(ledger: Ledger, lease: str, seconds: float) -> bool:

@@ -150,6 +150,8 @@ workers: Final = Table(
     # How many jobs it runs at once.
     Column("slots", Integer, nullable=False, server_default=text("1")),
     Column("queues", ARRAY(Text), nullable=False),
+    # Those that it knows, and alone is granted; null for any.
+    Column("tasks", ARRAY(Text)),
     Column("started_at", _TIME, nullable=False, server_default=text("clock_timestamp()")),
     Column("renewed_at", _TIME, nullable=False, server_default=text("clock_timestamp()")),
     Column("expires_at", _TIME, nullable=False),

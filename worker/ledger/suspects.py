@@ -27,25 +27,33 @@ _LATE = """
 # they were in one already, each truly alone. Only where this worker's own lease is not overdue:
 # right after an outage of Postgres everybody's is. A process that runs one job truly alone has no
 # place for another one, and one that consumes other queues has none for these jobs: only who
-# consumes every queue that something waits in counts.
+# consumes every queue that something waits in, and knows its task, counts. This worker looks at the
+# tasks that it knows.
 _WANTED = text(f"""
     WITH seen AS MATERIALIZED (
-        SELECT lease, pod, isolated, slots, queues,
+        SELECT lease, pod, isolated, slots, queues, tasks,
                {is_overdue("workers", _LATE)} AS overdue
         FROM ledger.workers WHERE queues && CAST(:queues AS text[])
+    ), mine AS MATERIALIZED (
+        SELECT tasks FROM ledger.workers WHERE lease = :lease
     ), waiting AS MATERIALIZED (
-        SELECT suspicion, queue FROM ledger.jobs
+        SELECT suspicion, queue, task FROM ledger.jobs
         WHERE state = 'queued' AND suspicion > 0 AND queue = ANY(CAST(:queues AS text[]))
+          AND ((SELECT tasks FROM mine) IS NULL OR task IN (SELECT unnest(tasks) FROM mine))
         LIMIT :most
     ), at_risk AS MATERIALIZED (
-        SELECT seen.isolated, jobs.queue FROM seen JOIN ledger.jobs ON jobs.lease = seen.lease
+        SELECT seen.isolated, jobs.queue, jobs.task
+        FROM seen JOIN ledger.jobs ON jobs.lease = seen.lease
         WHERE seen.overdue AND jobs.state = 'running' AND jobs.queue = ANY(CAST(:queues AS text[]))
           AND EXISTS (SELECT FROM seen WHERE lease = :lease AND NOT overdue)
+          AND ((SELECT tasks FROM mine) IS NULL OR jobs.task IN (SELECT unnest(tasks) FROM mine))
         LIMIT :most
     ), able AS MATERIALIZED (
         SELECT seen.* FROM seen
         WHERE NOT overdue AND queues @> ARRAY(SELECT queue FROM waiting
                                               UNION SELECT queue FROM at_risk)
+          AND (tasks IS NULL OR tasks @> ARRAY(SELECT task FROM waiting
+                                               UNION SELECT task FROM at_risk))
     ), places AS MATERIALIZED (
         SELECT able.slots, held.jobs AS held, held.alone
         FROM able CROSS JOIN LATERAL (

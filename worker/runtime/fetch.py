@@ -43,7 +43,10 @@ class Source(Protocol):
 
 
 class DoorbellSource:
-    """Claims of the jobs whose doorbells are popped from this worker's queues."""
+    """Claims of the jobs whose doorbells are popped from this worker's queues.
+
+    `put_off` is told what was asked for and what was granted: the rest may be unknown here.
+    """
 
     def __init__(
         self,
@@ -54,11 +57,13 @@ class DoorbellSource:
         *,
         adopt_foreign: bool,
         payload_max_bytes: int,
+        put_off: Callable[[Sequence[str], Sequence[Claim]], None] = lambda ids, granted: None,
     ) -> None:
         self._ledger = ledger
         self._doorbells = doorbells
         self._claims = claims
         self._queues = queues
+        self._put_off = put_off
         self._adopt_foreign = adopt_foreign
         self._payload_max_bytes = payload_max_bytes
         self._turn = 0
@@ -94,6 +99,7 @@ class DoorbellSource:
             # What is granted already must be delivered: nobody else can run it.
             fault = None if isinstance(exc, LedgerError) else exc
             logger.warning("%d foreign entries wait: %s", len(foreign), exc, exc_info=fault)
+        self._put_off([*ids, *(job.id for job, _ in foreign)], granted)
         return granted
 
     def _claim_foreign(self, lease: str, foreign: Sequence[tuple[NewJob, Popped]]) -> list[Claim]:

@@ -5,14 +5,22 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 from worker.errors import LedgerError
 from worker.jobs.job import Fence, Finish
 from worker.jobs.states import State
 from worker.ledger.database import Ledger
-from worker.ledger.lease import close_lease, ended, forfeit_lease, held, open_lease, renew
+from worker.ledger.lease import (
+    close_lease,
+    ended,
+    forfeit_lease,
+    held,
+    open_lease,
+    renew,
+    tell_tasks,
+)
 from worker.runtime.claims import Claims, Phase
 from worker.runtime.clock import LeaseClock, now
 
@@ -28,13 +36,14 @@ AWAY_PAUSE = 0.25
 
 @dataclass(frozen=True, slots=True)
 class LeaseTerms:
-    """What a lease is opened with: the worker's name, its queues, its seconds, its pod."""
+    """What a lease is opened with: the worker's name, queues, seconds, pod and tasks."""
 
     name: str
     queues: Callable[[], list[str]]
     seconds: float
     isolated: bool = False
     pod: str | None = None
+    tasks: Callable[[], Collection[str]] | None = None
 
 
 @dataclass(slots=True)
@@ -69,6 +78,7 @@ class Lease:
     _stop: threading.Event = field(default_factory=threading.Event)
     _hurry: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
+    _told: frozenset[str] = frozenset()
     _orphans: frozenset[tuple[str, int]] = frozenset()
 
     @property
@@ -89,6 +99,7 @@ class Lease:
         """
         sent = now()
         terms = self.terms
+        tasks = None if terms.tasks is None else frozenset(terms.tasks())
         self._id = open_lease(
             self.ledger,
             terms.name,
@@ -97,7 +108,9 @@ class Lease:
             isolated=terms.isolated,
             pod=terms.pod,
             slots=self.claims.slots,
+            tasks=tasks,
         )
+        self._told = tasks or frozenset()
         self.clock.extend(self._id, sent + terms.seconds * (1 - MARGIN))
         self._held.set()
 
@@ -167,6 +180,7 @@ class Lease:
         if renew(self.ledger, self._id, self.terms.seconds):
             # Reconciled first: what was cancelled is not started more than a lease later.
             self._reconcile()
+            self._tell_tasks()
             self.clock.extend(self._id, sent + self.terms.seconds * (1 - MARGIN))
         elif self._stop.is_set():
             return  # `close` has ended it meanwhile; a new one would outlive this worker
@@ -176,6 +190,13 @@ class Lease:
             logger.info("The lease is held again.")
         self._held.set()
         self.on_renewed()
+
+    def _tell_tasks(self) -> None:
+        """Tell the ledger which tasks this worker knows, where that has changed."""
+        tasks = frozenset() if self.terms.tasks is None else frozenset(self.terms.tasks())
+        if tasks != self._told and self._id is not None:
+            tell_tasks(self.ledger, self._id, tasks)
+            self._told = tasks
 
     def _replace(self) -> None:
         lost = [entry.fence for entry in self.claims.entries() if entry.fence]

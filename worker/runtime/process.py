@@ -35,6 +35,7 @@ from worker.runtime.lease import Lease, LeaseTerms
 from worker.runtime.meta import JobFailed
 from worker.runtime.ringer import Ringer
 from worker.runtime.signatures import signatures
+from worker.runtime.strangers import Strangers
 from worker.runtime.suspects import SuspectSource
 from worker.runtime.threads import without_futures
 
@@ -95,11 +96,8 @@ class Process:
         self.lease = Lease(
             renewals,
             LeaseTerms(
-                name,
-                lambda: self.queues(),
-                self.settings.lease_seconds,
-                bool(self.settings.isolated),
-                self.pod,
+                name, lambda: self.queues(), self.settings.lease_seconds,
+                bool(self.settings.isolated), self.pod, lambda: list(self.app.tasks),
             ),
             self.claims,
             self.clock,
@@ -107,7 +105,7 @@ class Process:
             self.finish,
             self._on_stale,
             self._on_renewed,
-        )
+        )  # fmt: skip
         self._await_ledger()
         self.fetcher = Fetcher(
             self._source(), self.claims, self.lease, self.may_claim, self._deliver
@@ -234,6 +232,7 @@ class Process:
             lambda: self.queues(),
             adopt_foreign=self.settings.adopt_foreign,
             payload_max_bytes=self.settings.payload_max_bytes,
+            put_off=Strangers(self._ledger, lambda: list(self.app.tasks)).put_off,
         )
 
     def _await_ledger(self) -> None:
