@@ -4,14 +4,13 @@ import json
 from typing import Any
 
 import pytest
-from celery import Celery, chain, chord
+from celery import Celery
 from celery.app import task as celery_task
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from worker.errors import InvalidRequest, MalformedId, NotJSON, TooLarge
-from worker.jobs.job import Message
-from worker.jobs.message import MAX_DEPTH, depth_of, encoded_body, later_steps, new_job
+from worker.jobs.message import MAX_DEPTH, depth_of, encoded_body, new_job
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -155,60 +154,3 @@ def test_the_fingerprint_tells_requests_apart_and_repeats_not() -> None:
     assert first.fingerprint != new_job("tests.add", [2]).fingerprint
     assert first.fingerprint != new_job("tests.sub", [1]).fingerprint
     assert first.fingerprint != new_job("tests.add", [1], queue="other").fingerprint
-
-
-def after(embed: Any) -> list[tuple[str, str]]:
-    return later_steps(Message("{}", json.dumps([[], {}, embed]).encode()))
-
-
-def test_the_later_steps_are_those_that_celery_sends(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Given what Celery sends for the first step of a chain
-    app = Celery("contract", broker="memory://", backend="cache+memory://", set_as_current=False)
-    sent: list[Any] = []
-    monkeypatch.setattr(app.amqp, "send_task_message", lambda p, name, m, **k: sent.append(m))
-    first, second, third, last = (app.signature(f"tests.{name}") for name in "abcd")
-    plain: Any = chain(first, second, third, app=app).apply_async()
-    to_chord: Any = chain(first, chord([second, third], last, app=app), app=app).apply_async()
-
-    # Then the results that a caller may wait for are among its later steps
-    assert dict(after(sent[0].body[2])) == {plain.id: "tests.c", plain.parent.id: "tests.b"}
-    assert dict(after(sent[1].body[2]))[to_chord.id] == "tests.d"
-
-
-def test_a_later_chord_ends_with_its_body() -> None:
-    body = {"task": "tests.sum", "options": {"task_id": "sum"}}
-    step = {"task": "celery.chord", "subtask_type": "chord", "kwargs": {"body": body}}
-
-    assert after({"chain": [{**step, "options": {"task_id": "chord"}}]}) == [
-        ("chord", "celery.chord"),
-        ("sum", "tests.sum"),
-    ]
-    assert after({"chain": [{**step, "options": {}}]}) == [("sum", "tests.sum")]
-
-
-def test_a_step_that_cannot_be_a_row_is_left_out() -> None:
-    ids: list[Any] = ["x" * 300, "a\0", "", None, 7, [], "ok", "ok"]
-    steps = [{"task": "t", "options": {"task_id": step_id}} for step_id in ids]
-
-    assert after({"chain": steps}) == [("ok", "t")]
-    assert after({"chain": [{"task": "\0", "options": {"task_id": "a"}}]}) == [("a", "unknown")]
-
-
-@given(st.binary() | JSON.map(lambda value: json.dumps(value).encode()))
-def test_garbage_has_no_later_steps(body: bytes) -> None:
-    assert later_steps(Message("{}", body)) == []
-
-
-STEP = st.dictionaries(
-    st.sampled_from(["task", "options", "kwargs", "subtask_type"]),
-    JSON | st.just("chord") | st.fixed_dictionaries({"body": JSON, "task_id": JSON}),
-)
-
-
-@given(st.lists(JSON | STEP))
-def test_garbage_in_a_chain_raises_nothing(steps: list[Any]) -> None:
-    assert isinstance(after({"chain": steps}), list)
-
-
-def test_a_body_that_nests_too_deep_has_no_later_steps() -> None:
-    assert later_steps(Message("{}", b"[" * 100_000)) == []

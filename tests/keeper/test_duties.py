@@ -14,7 +14,8 @@ from tests.keeper.conftest import posted
 from tests.ledger import given
 from worker.broker.doorbells import Doorbells, Popped, ring_of
 from worker.errors import LeaseLost, LedgerUnavailable
-from worker.jobs.job import Enqueued, Message, Ring
+from worker.jobs.continuations import CALL_ERRBACKS
+from worker.jobs.job import Enqueued, Ring
 from worker.jobs.states import State
 from worker.keeper import rescuer as rescuer_module
 from worker.keeper import restorer as restorer_module
@@ -24,14 +25,13 @@ from worker.keeper.cleaner import Cleaner, Expirer
 from worker.keeper.dispatcher import Dispatcher
 from worker.keeper.duties import all_duties
 from worker.keeper.keeper import Duty, Post
-from worker.keeper.rescuer import BROKEN_CHAIN, Rescuer
+from worker.keeper.rescuer import Rescuer
 from worker.keeper.restorer import Restorer
 from worker.keeper.ringer import Ringer
 from worker.ledger.database import Ledger
 from worker.ledger.enqueue import enqueue
 from worker.ledger.finish import finish
-from worker.ledger.read import read
-from worker.ledger.rescue import rescue
+from worker.ledger.read import read, read_list
 from worker.settings import Settings
 from worker.stack.postgres import PostgresServer
 from worker.stack.redis import RedisServer
@@ -301,6 +301,7 @@ def watched_for_long() -> Rescuer:
     return rescuer
 
 
+POISON = "poison: 99 attempts were lost with their process"
 CHAIN = json.dumps([[], {}, {"chain": [
     {"task": "tests.last", "options": {"task_id": "last"}},
     {"task": "tests.next", "options": {"task_id": "next"}},
@@ -314,52 +315,23 @@ def test_the_later_steps_of_a_condemned_job_end_with_it(post: Post) -> None:
     # When it is condemned
     watched_for_long().run(post)
 
-    # Then whoever waits for a later step is told
+    # Then whoever waits for a later step is told, and what to look at
     assert given.state_of(post.ledger, "a") is State.FAILED
     for step in ("next", "last"):
         job = given.job_of(post.ledger, step)
-        assert (job.state, job.task, job.error) == (State.FAILED, f"tests.{step}", BROKEN_CHAIN)
+        assert (job.state, job.task, job.parent_id) == (State.FAILED, f"tests.{step}", "a")
+        assert job.error == f"job a, which it was to follow, failed: {POISON}"
 
 
-def test_the_later_steps_end_even_if_postgres_was_away_in_between(
-    post: Post, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    poison_at_once(post, CHAIN)
-    rescuer = watched_for_long()
+def test_the_errbacks_of_a_condemned_job_are_called_by_a_job_that_is_rung_for(post: Post) -> None:
+    errback = {"task": "tests.told", "args": [], "options": {}}
+    poison_at_once(post, json.dumps([[1], {}, {"errbacks": [errback]}]).encode())
 
-    def away(*args: object) -> None:
-        raise LedgerUnavailable("Postgres is not available.")
-
-    monkeypatch.setattr(rescuer_module, "insert_ended", away)
-    with pytest.raises(LedgerUnavailable):
-        rescuer.run(post)
-    monkeypatch.undo()
-    rescuer.run(post)
-
-    assert given.state_of(post.ledger, "last") is State.FAILED
-
-
-def test_the_later_steps_end_even_if_the_keeper_that_condemned_died(post: Post) -> None:
-    # Given a keeper that died right after the rescue's commit
-    poison_at_once(post, CHAIN)
-    assert rescue(post.ledger, post.leadership, 1).poisoned == ("a",)
-
-    # When another one takes over
     watched_for_long().run(post)
 
-    # Then it ends the chain
-    assert given.state_of(post.ledger, "last") is State.FAILED
-
-
-def test_the_later_steps_of_a_job_that_is_replayed_meanwhile_do_not_end(post: Post) -> None:
-    enqueue(post.ledger, [replace(given.job("a"), message=Message("{}", CHAIN))])
-    rescuer = watched_for_long()
-    rescuer._condemned.add("a")  # left over from a round that an outage ended
-
-    rescuer.run(post)
-
-    assert rescuer._condemned == set()
-    assert read(post.ledger, "next") is None
+    (call,) = read_list(post.ledger, task=CALL_ERRBACKS)
+    assert (call.state, call.queue, call.parent_id) == (State.QUEUED, "celery", "a")
+    assert popped(post) == [call.id]
 
 
 def test_a_condemned_job_with_a_broken_body_stops_no_rescue(post: Post) -> None:
@@ -433,22 +405,6 @@ def test_the_rescuer_starts_over_when_only_its_table_was_locked(post: Post, watc
 
     # Then its worker has a lease's time to renew
     assert given.state_of(post.ledger, "a") is State.RUNNING
-
-
-def test_a_keeper_that_leads_again_looks_for_what_another_condemned(
-    post: Post, watch: Watch
-) -> None:
-    # Given a rescuer that has looked back and then did not lead for a while, and another one that
-    # condemned a job meanwhile and died
-    poison_at_once(post, CHAIN)
-    assert rescue(post.ledger, post.leadership, 1).poisoned == ("a",)
-    watch.clock += 60
-
-    # When it leads again
-    watch.rounds(10)
-
-    # Then it ends the chain
-    assert given.state_of(post.ledger, "last") is State.FAILED
 
 
 def test_after_a_restart_of_postgres_nobody_is_rescued_in_haste(

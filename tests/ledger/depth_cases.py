@@ -26,7 +26,7 @@ from worker.ledger.database import Ledger
 from worker.ledger.dispatch import WINDOW, dispatch_due, take_lost, take_unsure, waiting_lists
 from worker.ledger.enqueue import enqueue
 from worker.ledger.finish import finish, note_progress
-from worker.ledger.rescue import condemned, rescue
+from worker.ledger.rescue import rescue
 from worker.ledger.retention import drop_old, expire_late
 from worker.ledger.suspects import wanted
 
@@ -245,7 +245,6 @@ CASES: dict[str, tuple[Case, int]] = {
     "expire": (expiring, MANY),
     "rescue": (rescuing, RUNNING),
     "rescue: none": (lambda depth: lambda ledger: rescue(ledger, None, 3), RUNNING),
-    "condemned": (lambda depth: lambda ledger: condemned(ledger, 3600), 5 * MANY),
     "retention": (dropping, 1000),
     "list": (listing(), 50),
     **{f"list: {state}": (listing(state=state), LISTED[state]) for state in State},

@@ -143,7 +143,7 @@ def test_what_never_was_enqueued_cannot_be_replayed(ledger: Ledger) -> None:
     fence = given.running(ledger, "a")
     finish(ledger, [given.success(fence, ended=(Ended("e", "tests.add", State.FAILED),))])
 
-    with pytest.raises(Conflict, match="once enqueued"):
+    with pytest.raises(Conflict, match="never enqueued"):
         replay(ledger, "e")
 
 

@@ -13,9 +13,10 @@ from tests.ledger.test_interleavings import Actor
 from worker.errors import LedgerUnavailable
 from worker.jobs.job import Ended, Enqueued, NewJob
 from worker.jobs.states import State
+from worker.ledger.continuations import insert_ended
 from worker.ledger.database import Ledger
 from worker.ledger.enqueue import enqueue
-from worker.ledger.insert import TRIES, insert_ended
+from worker.ledger.insert import TRIES
 
 #: Words of the statements: the look at what is there, and the message for what awaits it.
 LOOK, FILL = "awaits FROM", "task = "

@@ -35,11 +35,11 @@ from worker.keeper.keeper import Post
 from worker.keeper.ringer import Ringer
 from worker.ledger.change import cancel, replay
 from worker.ledger.claim import adopt, claim, claim_suspects
+from worker.ledger.continuations import insert_ended
 from worker.ledger.database import Ledger
 from worker.ledger.dispatch import dispatch_due
 from worker.ledger.enqueue import enqueue
 from worker.ledger.finish import finish
-from worker.ledger.insert import insert_ended
 from worker.ledger.leader import Leadership
 from worker.ledger.lease import close_lease, held, renew
 from worker.ledger.rescue import rescue

@@ -14,11 +14,11 @@ from worker.jobs.job import Ended, Fence, Finish
 from worker.jobs.states import MOVES, State, may_move
 from worker.ledger.change import cancel, forget, replay
 from worker.ledger.claim import claim, claim_suspects
+from worker.ledger.continuations import insert_ended
 from worker.ledger.database import Ledger
 from worker.ledger.dispatch import dispatch_due, take_lost, take_unsure
 from worker.ledger.enqueue import enqueue
 from worker.ledger.finish import finish
-from worker.ledger.insert import insert_ended
 from worker.ledger.lease import close_lease
 from worker.ledger.rescue import rescue
 from worker.ledger.retention import expire_late

@@ -110,6 +110,8 @@ def _attempts(job: Job) -> str:
 
 
 def _next(job: Job, served: bool) -> str:
+    if job.state.is_final and not job.message.body:
+        return _next_of_the_unrun(job)
     start = f"no worker has ever consumed this queue; `worker run --queues {job.queue}` does"
     return {
         State.SCHEDULED: f"the keeper queues it when it is due; `worker job cancel {job.id}`"
@@ -121,6 +123,16 @@ def _next(job: Job, served: bool) -> str:
         State.FAILED: f"mend the cause, then `worker job replay {job.id}`.",
         State.CANCELLED: f"nothing, or `worker job replay {job.id}`.",
     }[job.state]
+
+
+def _next_of_the_unrun(job: Job) -> str:
+    """Of a job that ended before it was enqueued: its message was in the one before it."""
+    if job.state is State.SUCCEEDED or job.parent_id is None:
+        return "nothing: it was never enqueued; its chain or chord can be started again."
+    return (
+        f"nothing: it was never enqueued; see job {job.parent_id}, which it was to follow, and"
+        " whose success brings it."
+    )
 
 
 def _attempt(attempt: Attempt) -> str:

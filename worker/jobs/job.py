@@ -123,7 +123,12 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """A job that ends unrun: a later step of a chain that failed, never enqueued or awaited."""
+    """A job that ends unrun: a later step of a chain that failed, never enqueued or awaited.
+
+    Attributes:
+        queue: where it was to run, empty if nobody knows.
+        parent_id: the job with whose end it ends, if it is known.
+    """
 
     id: str
     task: str
@@ -135,6 +140,7 @@ class Ended:
     parent_id: str | None = None
     root_id: str | None = None
     group_id: str | None = None
+    queue: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,8 +150,8 @@ class Finish:
     Attributes:
         fence: who may write it.
         state: the job's next state.
-        outcome: the word kept in the attempt's row: succeeded, failed, retried, replaced, released,
-            lost, cancelled; succeeded and postponed leave no row.
+        outcome: the word kept in the attempt's row: succeeded, ignored, failed, retried, replaced,
+            released, lost, cancelled; succeeded and postponed leave no row.
         result: the encoded return value, or the encoded exception.
         result_type: the content type of `result`.
         error: one line.
@@ -153,8 +159,12 @@ class Finish:
         children: JSON text of the ids of what the task enqueued, for `AsyncResult.children`.
         delay: seconds until it may run again, when `state` is scheduled.
         replacement: the job as it shall run next, when a retry changed it.
-        outbox: jobs that come to be only if this finish is granted: links, the next of a chain.
-        ended: jobs that end with it: the later steps of a chain that failed.
+        outbox: jobs that come to be only if this finish is granted: links, the next of a chain. A
+            success has what follows it in here. What follows any other final state the ledger finds
+            in the job's message: see `worker.ledger.continuations`.
+        ended: jobs that the task's own code ended, which end only if this finish is granted.
+        errbacks_done: the attempt has called its errbacks itself, or shall call none; else the
+            ledger enqueues a job that calls them, if `state` is failed.
     """
 
     fence: Fence
@@ -169,6 +179,17 @@ class Finish:
     replacement: NewJob | None = None
     outbox: tuple[NewJob, ...] = ()
     ended: tuple[Ended, ...] = ()
+    errbacks_done: bool = False
+
+    @property
+    def is_return(self) -> bool:
+        """Whether the task returned, so that all that follows is in `outbox`."""
+        return self.state is State.SUCCEEDED and self.outcome == "succeeded"
+
+    @property
+    def is_followed(self) -> bool:
+        """Whether something follows this end, or may, as the ledger will find."""
+        return bool(self.outbox or self.ended) or (self.state.is_final and not self.is_return)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,6 @@ import json
 import os
 import socket
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from json.encoder import encode_basestring_ascii
 from typing import Any
 
@@ -117,39 +116,6 @@ def encoded_body(args: list[Any], kwargs: dict[str, Any], max_bytes: int) -> byt
             " elsewhere and pass a reference, or raise WORKER_PAYLOAD_MAX_BYTES."
         )
     return body
-
-
-def later_steps(message: Message) -> list[tuple[str, str]]:
-    """Id and task of each step that a chain has after this message's job; `[]` for any garbage.
-
-    As `celery.backends.base.Backend._fail_chain` of Celery 5.7 has it: a step without an id is
-    left out, and of a chord also the body, which is what waiters wait for.
-    """
-    try:
-        _, _, embed = json.loads(message.body)
-        steps = list(embed["chain"])
-    except (ValueError, TypeError, KeyError, RecursionError):
-        return []
-    found: dict[str, str] = {}
-    for step in steps:  # grows while it is walked
-        if not isinstance(step, dict):
-            continue
-        options, kwargs = step.get("options"), step.get("kwargs")
-        step_id = options.get("task_id") if isinstance(options, dict) else None
-        with suppress(InvalidRequest):
-            found.setdefault(checked_id(step_id), _task_of(step))
-        if step.get("subtask_type") == "chord" and isinstance(kwargs, dict):
-            steps.append(kwargs.get("body"))
-    return list(found.items())
-
-
-def _task_of(step: Mapping[str, Any]) -> str:
-    task = step.get("task")
-    try:
-        _check_text("task name", task)
-    except InvalidRequest:
-        return "unknown"
-    return str(task)
 
 
 def depth_of(value: Any) -> int:

@@ -5,23 +5,14 @@ from __future__ import annotations
 import logging
 import math
 
-from worker.jobs.job import Ended
-from worker.jobs.message import later_steps
-from worker.jobs.states import State
 from worker.keeper.boot import boot_time
 from worker.keeper.keeper import Post
 from worker.ledger.effort import Effort
 from worker.ledger.faults import NotDone
-from worker.ledger.insert import insert_ended
 from worker.ledger.look import Look, look_at
-from worker.ledger.read import read_many
-from worker.ledger.rescue import Rescued, condemned, rescue
+from worker.ledger.rescue import Rescued, rescue
 
 logger = logging.getLogger(__name__)
-
-#: Seconds of the past in which jobs may have been condemned without a word to their chains.
-LOOK_BACK = 3600.0
-BROKEN_CHAIN = "an earlier step of the chain is poison"
 
 
 class Rescuer:
@@ -39,8 +30,6 @@ class Rescuer:
         self._last = 0.0
         self._seen: Look | None = None
         self._last_expiry = -math.inf
-        self._condemned: set[str] = set()
-        self._looks_back = True
         self._effort = Effort()
 
     def run(self, post: Post) -> bool:
@@ -62,11 +51,9 @@ class Rescuer:
             or now - self._last > lease / 3
             or (seen is not None and seen.is_gap(look))
         ):
-            # A rescue may have been committed without an answer, or by another keeper that died.
-            self._watching_since, self._looks_back = now, True
+            self._watching_since = now
         self._last = now
         if now - self._watching_since < lease:
-            self._end_chains(post)
             return False
         # Processes that die together renew at different moments, up to a third of a lease apart.
         # A worker and its isolated process, which the ledger ends together, apart.
@@ -74,16 +61,12 @@ class Rescuer:
         done = self._rescue(post, accuse, look)
         if done.leases:
             self._last_expiry = now
-        self._condemned.update(done.poisoned)
+        post.ring(done.rings)
         if done.leases or done.queued or done.poisoned:
             logger.warning(
                 "Rescued %d jobs of %d expired leases; %d are poison.",
                 len(done.queued), done.leases, len(done.poisoned),
             )  # fmt: skip
-        if self._looks_back:
-            self._condemned.update(condemned(post.ledger, LOOK_BACK))
-            self._looks_back = False
-        self._end_chains(post)
         return done.full
 
     def _rescue(self, post: Post, accuse: bool, look: Look) -> Rescued:
@@ -104,20 +87,3 @@ class Rescuer:
             raise
         self._effort.done()
         return done
-
-    def _end_chains(self, post: Post) -> None:
-        """End the later steps of condemned jobs: nothing will enqueue them, and `get` would hang.
-
-        After the rescue's commit: what an outage in between left over is ended in a later round.
-        """
-        if not self._condemned:
-            return
-        ended = [
-            Ended(step, task, State.FAILED, error=BROKEN_CHAIN, root_id=job.root_id)
-            for job in read_many(post.ledger, sorted(self._condemned))
-            if job.state is State.FAILED  # else somebody has replayed it meanwhile
-            for step, task in later_steps(job.message)
-        ]
-        if ended:
-            post.ledger.run(lambda connection: insert_ended(connection, ended))
-        self._condemned.clear()

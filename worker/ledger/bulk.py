@@ -12,6 +12,7 @@ from sqlalchemy import Connection, text
 
 from worker.jobs.job import Ring
 from worker.jobs.states import State
+from worker.ledger.continuations import carry_on
 from worker.ledger.database import Ledger
 
 #: Rows of an index that one statement looks through, and jobs that one transaction changes.
@@ -174,13 +175,17 @@ def _seen(statement: Any, parameters: dict[str, Any], connection: Connection) ->
 def cancel_batch(ledger: Ledger, ids: Sequence[str], states: Sequence[State], reason: str) -> int:
     """Cancel those of `ids` that are still in one of `states`, in one transaction; how many.
 
+    What was to follow one, as the later steps of its chain, is cancelled with it, and not counted.
+
     Raises:
         Unavailable: Postgres is away; none was cancelled, or all were.
     """
     parameters = {"ids": list(ids), "states": [str(state) for state in states], "reason": reason}
 
     def work(connection: Connection) -> int:
-        return len(connection.execute(_CANCEL, parameters).all())
+        cancelled = [row.id for row in connection.execute(_CANCEL, parameters)]
+        carry_on(connection, cancelled)
+        return len(cancelled)
 
     return ledger.run(work)
 

@@ -6,6 +6,7 @@ from sqlalchemy import Connection, text
 
 from worker.errors import Conflict, NotFound
 from worker.jobs.job import Ring
+from worker.ledger.continuations import carry_on
 from worker.ledger.database import Ledger
 
 _CANCEL = text("""
@@ -47,11 +48,21 @@ _REPLAYED = text(
     "SELECT id, list, dispatch_seq FROM ledger.jobs WHERE id = :id AND dispatch_seq = :seq"
 )
 
+# With the job to replay instead, whose end ended it too.
+_NEVER_ENQUEUED = text("""
+    SELECT before.id AS before FROM ledger.jobs
+    LEFT JOIN ledger.jobs before ON before.id = jobs.parent_id AND before.list <> ''
+        AND before.state IN ('failed', 'cancelled')
+    WHERE jobs.id = :id AND jobs.list = '' AND jobs.state IN ('failed', 'cancelled')
+""")
+
 _STATE = text("SELECT state FROM ledger.jobs WHERE id = :id")
 
 
 def cancel(ledger: Ledger, job_id: str, reason: str, *, running: bool = True) -> None:
     """Cancel a job that has not ended; a running one is cancelled at once, its finish is stale.
+
+    What was to follow it, as the later steps of its chain, is cancelled with it.
 
     Args:
         ledger: where.
@@ -67,7 +78,9 @@ def cancel(ledger: Ledger, job_id: str, reason: str, *, running: bool = True) ->
 
     def work(connection: Connection) -> None:
         parameters = {"id": job_id, "reason": reason, "running": running}
-        if connection.execute(_CANCEL, parameters).first() is None:
+        if connection.execute(_CANCEL, parameters).first() is not None:
+            carry_on(connection, [job_id])
+        else:
             state = _state(connection, job_id)
             if state != "cancelled":  # repeating a cancel is no fault
                 raise Conflict(
@@ -85,7 +98,7 @@ def replay(ledger: Ledger, job_id: str) -> Ring:
 
     Raises:
         NotFound: no job has this id.
-        Conflict: it is not failed or cancelled.
+        Conflict: it is not failed or cancelled, or was never enqueued.
         Unavailable: Postgres is away.
     """
 
@@ -96,11 +109,7 @@ def replay(ledger: Ledger, job_id: str) -> Ring:
         if row is None and tried:
             row = connection.execute(_REPLAYED, {"id": job_id, "seq": tried[-1]}).first()
         if row is None:
-            state = _state(connection, job_id)
-            raise Conflict(
-                f"Job {job_id} is {state}; only a failed or cancelled job that was once"
-                " enqueued can be replayed."
-            )
+            raise _not_replayable(connection, job_id)
         tried.append(row.dispatch_seq)
         return Ring(*row)
 
@@ -110,6 +119,21 @@ def replay(ledger: Ledger, job_id: str) -> Ring:
 def forget(ledger: Ledger, job_id: str) -> None:
     """Drop the result of a job that has ended; that it ended, and how, stays known."""
     ledger.rows(_FORGET, {"id": job_id})
+
+
+def _not_replayable(connection: Connection, job_id: str) -> Conflict:
+    row = connection.execute(_NEVER_ENQUEUED, {"id": job_id}).first()
+    if row is None:
+        return Conflict(
+            f"Job {job_id} is {_state(connection, job_id)}; only a failed or cancelled job can be"
+            " replayed."
+        )
+    never = f"Job {job_id} was never enqueued, so there is nothing to replay"
+    if row.before is None:
+        return Conflict(f"{never}; start the chain or chord that it belongs to again.")
+    return Conflict(
+        f"{never}; replay job {row.before}, which it was to follow: its success brings this one."
+    )
 
 
 def _state(connection: Connection, job_id: str) -> str:

@@ -14,9 +14,10 @@ from worker.jobs.job import Finish, Ring
 from worker.jobs.states import State
 from worker.ledger.arrays import literal
 from worker.ledger.batches import columns
+from worker.ledger.continuations import carry_on, insert_ended
 from worker.ledger.database import Ledger
 from worker.ledger.guards import RUNNING
-from worker.ledger.insert import insert, insert_ended
+from worker.ledger.insert import insert
 from worker.ledger.prepared import Prepared
 
 logger = logging.getLogger(__name__)
@@ -161,7 +162,7 @@ class Finished:
 
 
 def finish(ledger: Ledger, finishes: Sequence[Finish]) -> Finished:
-    """Write `finishes`, each under its fence, and in one transaction if one publishes something.
+    """Write `finishes`, each under its fence, and in one transaction with what follows it.
 
     Repeating a batch is harmless: what is written already counts as granted.
 
@@ -169,10 +170,18 @@ def finish(ledger: Ledger, finishes: Sequence[Finish]) -> Finished:
         Unavailable: Postgres is away; keep the batch and call again.
         Refused: Postgres refuses a value of the batch; call again with less of it.
     """
-    if any(finish.outbox or finish.ended for finish in finishes):
-        return ledger.run(lambda connection: _finish(connection, finishes))
-    # Without what follows them, ends need no transaction together: each statement is one.
-    return ledger.run_each(lambda connection: _finish_each(connection, finishes))
+    followed = [end for end in finishes if end.is_followed]
+    alone = [end for end in finishes if not end.is_followed]
+    granted: frozenset[str] = frozenset()
+    rings: tuple[Ring, ...] = ()
+    if followed:
+        done = ledger.run(lambda connection: _finish(connection, followed))
+        granted, rings = done.granted, done.rings
+    if alone:
+        # Where nothing follows, ends need no transaction together: each statement is one.
+        done = ledger.run_each(lambda connection: _finish_each(connection, alone))
+        granted, rings = granted | done.granted, rings + done.rings
+    return Finished(granted, rings)
 
 
 def note_progress(
@@ -212,8 +221,7 @@ def _finish_each(connection: Connection, finishes: Sequence[Finish]) -> Finished
 
 def _is_plain(finish: Finish) -> bool:
     more = (finish.children, finish.error, finish.traceback, finish.replacement)
-    succeeded = finish.state is State.SUCCEEDED and finish.outcome == "succeeded"
-    return succeeded and all(value is None for value in more)
+    return finish.is_return and all(value is None for value in more)
 
 
 def _finish(connection: Connection, finishes: Sequence[Finish]) -> Finished:
@@ -227,7 +235,11 @@ def _finish(connection: Connection, finishes: Sequence[Finish]) -> Finished:
         for row in moved
         if row.dispatch_seq is not None and not row.suspicion
     ]
-    rings += _publish(connection, [f for f in finishes if f.fence.id in granted])
+    written = [end for end in finishes if end.fence.id in granted]
+    rings += _publish(connection, written)
+    over = [end for end in written if end.state.is_final and not end.is_return]
+    done = {end.fence.id for end in over if end.errbacks_done}
+    rings += carry_on(connection, [end.fence.id for end in over], errbacks_done=done)
     if stale := [f for f in finishes if f.fence.id not in granted]:
         granted |= {row.id for row in connection.execute(_ALREADY, _parameters(stale))}
     return Finished(frozenset(granted), tuple(rings))
@@ -239,7 +251,7 @@ def _publish(connection: Connection, finishes: Sequence[Finish]) -> list[Ring]:
     answers = insert(connection, [job for _, job in outbox]) if outbox else []
     if ended:
         insert_ended(connection, ended)
-    rings = []
+    rings: list[Ring] = []
     for (parent, job), answer in zip(outbox, answers, strict=True):
         if isinstance(answer, Conflict):
             # The end itself happened and stands; what should follow it cannot.

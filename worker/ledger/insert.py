@@ -9,7 +9,7 @@ from typing import Any, Final
 from sqlalchemy import Connection, text
 
 from worker.errors import Conflict, LedgerUnavailable
-from worker.jobs.job import Ended, Enqueued, NewJob, Ring
+from worker.jobs.job import Enqueued, NewJob, Ring
 from worker.ledger.arrays import literal
 from worker.ledger.database import Ledger
 from worker.ledger.faults import translated
@@ -107,20 +107,6 @@ _FILL_AWAITED = text(f"""
     RETURNING id, list, dispatch_seq
 """)  # noqa: S608 -- constants of this module
 
-_INSERT_ENDED = text("""
-    INSERT INTO ledger.jobs (id, task, queue, list, priority, state, fingerprint, parent_id,
-                      root_id, group_id, envelope, body, result, result_type, error, traceback,
-                      finished_at)
-    VALUES (:id, :task, '', '', 0, :state, '', :parent_id, :root_id, :group_id, '{}', '',
-            :result, :result_type, :error, :traceback, clock_timestamp())
-    ON CONFLICT (id) DO UPDATE
-    SET state = excluded.state, result = excluded.result, result_type = excluded.result_type,
-        error = excluded.error, traceback = excluded.traceback,
-        finished_at = excluded.finished_at, run_at = NULL
-    WHERE jobs.state = 'scheduled' AND jobs.run_at = 'infinity'
-      AND excluded.state IN ('failed', 'cancelled')
-""")
-
 
 def insert(
     connection: Connection, jobs: Sequence[NewJob], tries: int = TRIES
@@ -212,15 +198,6 @@ def insert_at_once(ledger: Ledger, job: NewJob) -> Enqueued | None:
 def size_of(job: NewJob) -> int:
     """About how many bytes a job takes in a statement."""
     return len(job.message.body) + len(job.message.envelope)
-
-
-def insert_ended(connection: Connection, ended: Sequence[Ended]) -> None:
-    """Insert jobs that are final from the start, in the caller's transaction.
-
-    One that awaits the message of what replaced it ends too: that message will never come.
-    """
-    for job in sorted(ended, key=lambda job: job.id.encode()):
-        connection.execute(_INSERT_ENDED, {name: getattr(job, name) for name in Ended.__slots__})
 
 
 def _is_plain(job: NewJob) -> bool:

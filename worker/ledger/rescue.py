@@ -8,7 +8,9 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
+from worker.jobs.job import Ring
 from worker.ledger.claim import ALONE
+from worker.ledger.continuations import carry_on
 from worker.ledger.database import Ledger
 from worker.ledger.guards import is_expired, is_overdue
 from worker.ledger.leader import Leadership
@@ -103,12 +105,6 @@ _FALTERING = text(f"""
         WHERE {is_overdue("workers", "(expires_at - renewed_at) / 2")})
 """)  # noqa: S608 -- constants of the ledger
 
-_CONDEMNED = text("""
-    SELECT id FROM ledger.jobs
-    WHERE state IN ('failed', 'cancelled') AND state = 'failed' AND error LIKE 'poison: %'
-      AND finished_at > statement_timestamp() - :seconds * interval '1 second'
-""")
-
 
 @dataclass(frozen=True, slots=True)
 class Rescued:
@@ -118,12 +114,14 @@ class Rescued:
         leases: how many expired leases were ended; some twice, if a commit had to be repeated.
         queued: ids that run again, as suspects.
         poisoned: ids that reached the limit and are failed.
+        rings: doorbells to push, for the jobs that call the errbacks of the poisoned.
         full: whether there may be more.
     """
 
     leases: int
     queued: tuple[str, ...]
     poisoned: tuple[str, ...]
+    rings: tuple[Ring, ...]
     full: bool
 
 
@@ -173,6 +171,7 @@ def rescue(
         sum(done.leases for done in tries),
         tuple(job for done in tries for job in done.queued),
         tuple(job for done in tries for job in done.poisoned),
+        tuple(ring for done in tries for ring in done.rings),
         any(done.full for done in tries),
     )
 
@@ -191,7 +190,8 @@ def _rescue(connection: Connection, expired: Sequence[Any], limit: int, accuse: 
     rows = list(connection.execute(_TAKE, parameters))
     queued = tuple(row.id for row in rows if row.state == "queued")
     poisoned = tuple(row.id for row in rows if row.state == "failed")
-    return Rescued(len(expired), queued, poisoned, len(rows) == BATCH)
+    rings = tuple(carry_on(connection, poisoned))
+    return Rescued(len(expired), queued, poisoned, rings, len(rows) == BATCH)
 
 
 def _accused(expired: Sequence[Any]) -> tuple[str | None, int]:
@@ -208,8 +208,3 @@ def _accused(expired: Sequence[Any]) -> tuple[str | None, int]:
         if len(isolated) == 1:
             return isolated[0], ALONE
     return None, 0
-
-
-def condemned(ledger: Ledger, seconds: float) -> list[str]:
-    """Ids of the jobs that were failed as poison in the last `seconds`."""
-    return sorted(row.id for row in ledger.rows(_CONDEMNED, {"seconds": seconds}))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import Connection, TextClause, text
 
+from worker.ledger.continuations import carry_on
 from worker.ledger.database import Ledger
 from worker.ledger.leader import Leadership
 
@@ -46,6 +47,7 @@ _EXPIRE = text("""
         finished_at = clock_timestamp(), lease = NULL
     FROM late WHERE jobs.id = late.id
       AND (jobs.state = (SELECT 'queued') OR jobs.state = (SELECT 'scheduled'))
+    RETURNING jobs.id
 """)
 
 
@@ -88,11 +90,16 @@ def drop_old(
 
 
 def expire_late(ledger: Ledger, leadership: Leadership | None) -> int:
-    """Cancel up to a batch of waiting jobs past their `expires`; how many were cancelled."""
+    """Cancel up to a batch of waiting jobs past their `expires`; how many were cancelled.
+
+    What was to follow one is cancelled with it, and not counted.
+    """
 
     def work(connection: Connection) -> int:
         if leadership is not None:
             leadership.check(connection)
-        return connection.execute(_EXPIRE, {"batch": BATCH}).rowcount
+        expired = [row.id for row in connection.execute(_EXPIRE, {"batch": BATCH})]
+        carry_on(connection, expired)
+        return len(expired)
 
     return ledger.run(work)

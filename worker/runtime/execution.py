@@ -32,12 +32,13 @@ class Execution:
         fence: whose attempt it is.
         retry: the message that the task published under its own id: a retry, or a replacement.
         outbox: jobs published between the task's return and its end.
-        ended: later steps of a chain that fail with it.
+        ended: jobs that its code ended, other than its own.
         ending: True once the task's own code is over: what is published now joins the finish.
         committed: the end, once it is in the ledger: before the worker gets it, for handlers.
         rings: this job's own doorbell, to be pushed once the worker has let go of the attempt.
         is_stale: True once the ledger has refused the end.
         request: what Celery said of the task when it ended.
+        errbacks_done: whether Celery has called its errbacks here.
     """
 
     fence: Fence
@@ -49,6 +50,7 @@ class Execution:
     rings: tuple[Ring, ...] = ()
     is_stale: bool = False
     request: Any = None
+    errbacks_done: bool = False
     _end: Finish | None = None
     _announced: Finish | None = None
     _retry_error: str | None = None
@@ -72,7 +74,7 @@ class Execution:
         """The task raised; what a success had published is dropped."""
         self.outbox.clear()
         self.ended.clear()
-        self.ending = True
+        self.ending, self.errbacks_done = True, False
         self._end = Finish(
             self.fence,
             State.FAILED,
@@ -98,21 +100,25 @@ class Execution:
         error: str | None,
         traceback: str | None,
     ) -> None:
-        """The task set a final state by `update_state`; it counts if `Ignore` follows."""
+        """The task set a final state by `update_state`; it counts if `Ignore` follows.
+
+        Celery calls no errbacks then.
+        """
         self._announced = Finish(
             self.fence,
             state,
-            str(state),
+            "ignored" if state is State.SUCCEEDED else str(state),
             result,
             result_type,
             error=clean(error, ERROR_LIMIT),
             traceback=clean(traceback, TRACEBACK_LIMIT),
+            errbacks_done=True,
         )
 
     def ignore(self) -> None:
         """The task raised `Ignore`: what it announced is its end, or it ends without a result."""
         if self._announced is None:
-            self.succeed(None, None, None)
+            self._end = Finish(self.fence, State.SUCCEEDED, "ignored")
         else:
             self._end = self._announced
 
@@ -178,11 +184,14 @@ class Execution:
             )
         if self._end is None:
             raise RuntimeError(f"the end of {self.fence} is not known")
+        end = self._end
+        if self.errbacks_done:
+            end = replace(end, errbacks_done=True)
         if not self.outbox and not self.ended:
-            return self._end
-        if self._end.state.is_final or self._end.outcome == "replaced":
-            return replace(self._end, outbox=tuple(self.outbox), ended=tuple(self.ended))
-        return self._end
+            return end
+        if end.state.is_final or end.outcome == "replaced":
+            return replace(end, outbox=tuple(self.outbox), ended=tuple(self.ended))
+        return end
 
 
 _current: ContextVar[Execution | None] = ContextVar("worker_execution", default=None)

@@ -12,6 +12,7 @@ from worker.errors import LedgerError
 from worker.runtime.configuration import CONNECTION, WORKER
 from worker.runtime.durable_app import use_the_ledger
 from worker.runtime.ending import drain_at_the_end, give_up
+from worker.runtime.errbacks import add_errback_task
 from worker.runtime.install import Durability, durability_of
 from worker.runtime.isolation import become_isolated, die_with_parent
 from worker.runtime.process import Process
@@ -23,6 +24,7 @@ logger = logging.getLogger(__name__)
 def prepare(app: Celery) -> None:
     """Connect what this app's workers need to Celery's signals."""
     known = durability_of(app)
+    add_errback_task(app)
 
     def on_start(instance: Any, conf: Any, **_: Any) -> None:
         if instance.app is app:

@@ -9,7 +9,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from typing import Any
 
 from celery import Celery
@@ -26,13 +25,11 @@ from worker.ledger.writer import Writer
 from worker.runtime.claims import ANY, Claims, Entry, Phase
 from worker.runtime.clock import LeaseClock, share
 from worker.runtime.drain import Drain
-from worker.runtime.execution import running
 from worker.runtime.fetch import DoorbellSource, Fetcher, Source
 from worker.runtime.health import Health
 from worker.runtime.install import durability_of
 from worker.runtime.isolation import Isolation, pod_of
 from worker.runtime.lease import Lease, LeaseTerms
-from worker.runtime.meta import JobFailed
 from worker.runtime.ringer import Ringer
 from worker.runtime.signatures import signatures
 from worker.runtime.strangers import Strangers
@@ -146,13 +143,11 @@ class Process:
         if request.lost + 1 < self.settings.lost_limit:
             self.finish(Finish(fence, State.QUEUED, "lost", error=error))
             return
-        # The last of its chances: its chain and its errbacks hear of it, as of any failure.
-        poison = JobFailed(
+        # The last of its chances: the ledger tells its chain and its errbacks, as of any failure.
+        poison = (
             f"poison: {request.lost + 1} attempts were lost with their process, at last: {error}"
         )
-        with running(fence) as execution:
-            request.task.backend.mark_as_failure(fence.id, poison, request=request._context)
-        self.finish(replace(execution.finish(), outcome="lost", error=str(poison)))
+        self.finish(Finish(fence, State.FAILED, "lost", error=poison))
 
     def give_back(self, fence: Fence, reason: str, *, among: Collection[Phase] = ANY) -> None:
         """Let somebody else run a job that does not run here, nor will."""

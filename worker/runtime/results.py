@@ -14,8 +14,9 @@ from kombu.exceptions import EncodeError
 from worker.errors import Conflict, LedgerError, NotFound
 from worker.jobs.job import Fence
 from worker.ledger.change import cancel, forget
+from worker.ledger.continuations import insert_ended
 from worker.ledger.finish import note_progress
-from worker.ledger.insert import insert_ended
+from worker.runtime.chords import as_named, fail_chord
 from worker.runtime.execution import ERROR_LIMIT, Execution, clean, current, running
 from worker.runtime.handlers import Ends, await_commit, has_handlers
 from worker.runtime.meta import FROM_CELERY, ended_of
@@ -106,6 +107,7 @@ class LedgerBackend(LedgerReader):
     ) -> None:
         """Note that the task raised `exc`, with what follows from it for its chain and errbacks."""
         text = _text(traceback)
+        running_here = current()
         with self._attempt(task_id, Ends.FAILURE, request) as execution:
             if execution is None:
                 if store_result:  # not for a task that was applied eagerly
@@ -120,9 +122,10 @@ class LedgerBackend(LedgerReader):
                 return
             if request.chord:
                 self.on_chord_part_return(request, state, exc)
-            self._fail_chain(getattr(request, "chain", None), exc, text, state=state)
-            if call_errbacks and request.errbacks:
+            # The ledger does the rest, except for errbacks where the task itself ran.
+            if execution is running_here and call_errbacks and request.errbacks:
                 self._call_task_errbacks(request, exc, text)
+            execution.errbacks_done = execution is running_here or not call_errbacks
 
     def mark_as_retry(
         self,
@@ -207,12 +210,18 @@ class LedgerBackend(LedgerReader):
         traceback: str | None = None,
         request: Any = None,
     ) -> None:
-        ended = ended_of(task_id, state, encoded, self.content_type, exc, traceback, request)
+        told = ended_of(task_id, state, encoded, self.content_type, exc, traceback, request)
+        if (ended := as_named(told)) is None:
+            return
         execution = current()
         if execution is not None and execution.ending:
             execution.ended.append(ended)
             return
         self._ledger.run(lambda connection: insert_ended(connection, [ended]))
+
+    def chord_error_from_stack(self, callback: Any, exc: BaseException | None = None) -> Any:
+        """Fail the body of a chord unrun, with all that was to follow it; call its errbacks."""
+        return fail_chord(self, super().chord_error_from_stack, callback, exc)
 
     def _encoded(self, result: Any, state: str) -> bytes:
         payload = self.encode(self.encode_result(result, state))

@@ -7,6 +7,7 @@ from typing import Any
 
 from celery import Celery
 
+from worker.jobs.continuations import CALL_ERRBACKS
 from worker.jobs.signature import Parameters, describe
 
 
@@ -15,7 +16,7 @@ def signatures(app: Celery) -> dict[str, Parameters]:
     return {
         name: _parameters(task)
         for name, task in app.tasks.items()
-        if not name.startswith("celery.")
+        if not name.startswith("celery.") and name != CALL_ERRBACKS
     }
 
 
