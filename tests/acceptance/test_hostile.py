@@ -16,7 +16,7 @@ from celery import Celery
 from tests.acceptance.conftest import Service
 from worker.jobs.states import State
 from worker.runtime import durable
-from worker.runtime.isolation import isolated_argv
+from worker.runtime.launch import isolated_argv
 from worker.settings import Settings
 
 

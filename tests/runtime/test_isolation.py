@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 
 import pytest
+from celery.apps import worker as celery_worker
 
 from worker.errors import LedgerUnavailable
 from worker.jobs.message import new_job
@@ -13,10 +16,11 @@ from worker.ledger.claim import claim
 from worker.ledger.database import Ledger
 from worker.ledger.enqueue import enqueue
 from worker.ledger.lease import open_lease
-from worker.ledger.suspects import Wanted
+from worker.ledger.suspects import Wanted, has_place
 from worker.runtime import isolation as isolation_module
 from worker.runtime.claims import Claims
 from worker.runtime.drain import GONE, ISOLATED_GONE
+from worker.runtime.isolated import _name_its_words, handed_down
 from worker.runtime.isolation import (
     FEWEST,
     LOOKS,
@@ -43,6 +47,7 @@ class Watch(Isolation):
             lambda: lease,
             settings,
             "pod",
+            lambda: "it is a test",
         )
 
     def _spawn(self, children: int) -> None:
@@ -170,3 +175,60 @@ def test_an_isolated_process_knows_its_worker_and_is_gone_before_it_is_killed(
 def test_workers_with_the_same_host_and_pid_are_not_the_same_pod(settings: Settings) -> None:
     # As with `hostNetwork`, or after the restart of a container
     assert pod_of(settings) != pod_of(settings)
+
+
+def test_what_celery_prints_at_the_end_of_an_isolated_process_names_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Given Celery's handlers of signals, which print through this function, to its worker's output
+    said: list[str] = []
+    monkeypatch.setattr(celery_worker, "safe_say", lambda msg, *args: said.append(msg))
+    source = inspect.getsource(celery_worker)
+    assert "safe_say(f'worker: {how} shutdown (MainProcess)'" in source
+
+    _name_its_words("isolated-7.w@host")
+    celery_worker.safe_say("worker: Warm shutdown (MainProcess)")  # type: ignore[attr-defined] # Celery's own
+
+    assert said == ["worker: Warm shutdown (isolated-7.w@host)"]
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_a_process_that_cannot_start_is_tried_ever_more_seldom(
+    settings: Settings, ledger: Ledger, held: bool
+) -> None:
+    # Given a worker whose isolated process ended, without ever having held a lease, or with one
+    watch = Watch(settings, ledger, 4)
+    pauses = []
+    for _ in range(9):
+        watch._child = SimpleNamespace(returncode=1)  # type: ignore[assignment] # one that has ended
+        watch._is_up = held
+        watch._learn()
+        pauses.append(watch._pause)
+
+    # Then the next one is put off longer each time, to a bound; one that ran is no failed start
+    assert pauses == ([0.0] * 9 if held else [5, 10, 20, 40, 80, 160, 300, 300, 300])
+    Isolation._spawn(watch, 1)
+    assert watch._told == (None if not held else "it is a test")
+
+
+def test_an_app_with_settings_of_its_own_is_isolated_too(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert handed_down(settings) is settings
+    monkeypatch.setenv("WORKER_ISOLATED", "7:pod")
+    monkeypatch.setenv("WORKER_CONCURRENCY", "3")
+    monkeypatch.setenv("WORKER_DRAIN_SECONDS", "1.5")
+
+    made = handed_down(settings)
+
+    assert (made.isolated, made.pool, made.concurrency, made.drain_seconds) == (
+        "7:pod", "prefork", 3, 1.5,
+    )  # fmt: skip
+
+
+def test_who_is_up_holds_a_lease(ledger: Ledger) -> None:
+    assert not has_place(ledger, "pod")
+    open_lease(ledger, "w", ["celery"], 600, pod="pod")
+    assert not has_place(ledger, "pod")
+    open_lease(ledger, "i", ["celery"], 600, pod="pod", isolated=True)
+    assert has_place(ledger, "pod")

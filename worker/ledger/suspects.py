@@ -77,6 +77,11 @@ _WANTED = text(f"""
 """)  # noqa: S608 -- constants of the ledger
 
 
+_HAS_PLACE = text(
+    "SELECT EXISTS (SELECT FROM ledger.workers WHERE pod = :pod AND isolated) AS there"
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Wanted:
     """What places for suspects lack.
@@ -112,3 +117,13 @@ def wanted(ledger: Ledger, lease: str, queues: Sequence[str]) -> Wanted:
         _WANTED, {"lease": lease, "queues": list(queues), "most": MOST, "late": LATE}
     )
     return Wanted(max(0, int(row.slots)), max(0, int(row.alone)), int(row.rank))
+
+
+def has_place(ledger: Ledger, pod: str) -> bool:
+    """Whether the isolated process of the worker of `pod` holds a lease.
+
+    Raises:
+        Unavailable: Postgres is away.
+    """
+    (row,) = ledger.rows(_HAS_PLACE, {"pod": pod})
+    return bool(row.there)

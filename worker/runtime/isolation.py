@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import logging
 import os
 import random
 import signal
 import subprocess
-import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+
+from celery.worker import state as worker_state
 
 from worker.errors import LedgerError
 from worker.ledger.database import Ledger
-from worker.ledger.suspects import Wanted, wanted
+from worker.ledger.suspects import Wanted, has_place, wanted
 from worker.runtime.claims import Claims
 from worker.runtime.drain import GONE, ISOLATED_GONE
+from worker.runtime.launch import Launch
 from worker.settings import Settings, environment_with, variable_of
 
 logger = logging.getLogger(__name__)
@@ -43,13 +42,9 @@ MOST = 16
 EARLIER = GONE - ISOLATED_GONE + 0.5
 #: Seconds without a suspect after which an isolated process ends.
 LINGER = 20.0
-_PR_SET_PDEATHSIG = 1
-#: Options of Celery's worker that the isolated process does without.
-_ALONE = frozenset({"-B", "--beat", "-D", "--detach"})
-_WITH_VALUE = frozenset(
-    {"--autoscale", "--pidfile", "-s", "--schedule", "--schedule-filename", "--scheduler",
-     "-S", "--statedb"}
-)  # fmt: skip
+#: Seconds until the next try after a process that ended before it held a lease, doubling up to
+#: the second: whatever keeps it from starting is seldom over soon.
+FAILED_PAUSE, LONGEST_PAUSE = 5.0, 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +85,7 @@ class Isolation:
         lease: this process's lease, `None` while there is none.
         settings: they say whether this process is the isolated one.
         pod: handed down to the isolated process.
+        launch: what to start for suspects, or why nothing can be.
     """
 
     def __init__(
@@ -100,13 +96,17 @@ class Isolation:
         lease: Callable[[], str | None],
         settings: Settings,
         pod: str,
+        launch: Callable[[], Launch | str],
     ) -> None:
         self._ledger, self._queues, self._claims, self._lease = ledger, queues, claims, lease
-        self._settings, self._pod = settings, pod
+        self._settings, self._pod, self._launch = settings, pod, launch
         self._stop = threading.Event()
         self._spawning = threading.Lock()
         self._child: subprocess.Popen[bytes] | None = None
         self._looks = 0
+        self._is_up = False  # whether the child was seen to hold a lease
+        self._pause, self._not_before = 0.0, 0.0
+        self._told: str | None = None
         target = self._linger if settings.isolated else self._watch
         self._thread = threading.Thread(target=target, name="isolation", daemon=True)
 
@@ -133,9 +133,11 @@ class Isolation:
 
     def _watch(self) -> None:
         while not self._stop.wait(LOOK * random.uniform(0.7, 1.3)):  # noqa: S311 -- jitter
-            if self._child is not None and self._child.poll() is None:
-                continue
             try:
+                if self._child is not None and self._child.poll() is None:
+                    self._is_up = self._is_up or has_place(self._ledger, self._pod)
+                    continue
+                self._learn()
                 self._look()
             except LedgerError:
                 self._looks = 0  # the renewal says that Postgres is away
@@ -157,12 +159,43 @@ class Isolation:
             self._looks = 0
             self._spawn(min(slots, MOST, max(lack.slots, FEWEST)))
 
+    def _learn(self) -> None:
+        """Note how the last isolated process ended: one that never held a lease cannot start."""
+        if self._child is None:
+            return
+        code, self._child = self._child.returncode, None
+        if self._is_up or not code:
+            self._pause = 0.0
+            return
+        first = not self._pause
+        self._pause = min(LONGEST_PAUSE, self._pause * 2 or FAILED_PAUSE)
+        self._not_before = time.monotonic() + self._pause
+        if first:
+            logger.error(
+                "The process for suspects has ended with %d before it could begin; what it said"
+                " stands above. Suspects run at other workers, or wait.", code
+            )  # fmt: skip
+
     def _spawn(self, children: int) -> None:
+        if time.monotonic() < self._not_before:
+            return
+        launch = self._launch()
+        if isinstance(launch, str):
+            if launch != self._told:
+                logger.warning(
+                    "Suspects wait: this worker starts no process for them, because %s. They run at"
+                    " another worker: start one by the command of Celery or of this service.", launch
+                )  # fmt: skip
+            self._told = launch
+            return
         logger.warning("Suspects want a place: starting a process with %d children.", children)
+        self._is_up = False
         with self._spawning:
             if not self._stop.is_set():
                 self._child = subprocess.Popen(
-                    isolated_argv(sys.orig_argv), env=self._environment(children)
+                    launch.argv,
+                    cwd=launch.cwd,
+                    env={**self._environment(children), **launch.variables},
                 )
 
     def _environment(self, children: int) -> dict[str, str]:
@@ -183,8 +216,12 @@ class Isolation:
         while not self._stop.wait(LOOK):
             if self._claims.entries():
                 busy = time.monotonic()
-            if time.monotonic() - busy > LINGER or os.getppid() != parent:
+            if os.getppid() != parent:
                 os.kill(os.getpid(), signal.SIGTERM)
+                return
+            if time.monotonic() - busy > LINGER:
+                logger.info("No suspect is left: isolated process %d ends.", os.getpid())
+                worker_state.should_stop = 0  # no signal, which Celery would call a shutdown
                 return
 
 
@@ -202,43 +239,3 @@ def pod_of(settings: Settings) -> str:
     """What a worker and its isolated process have in common, because they die together: a word
     that the worker makes up."""
     return Origin.read(settings.isolated).pod if settings.isolated else str(uuid.uuid4())
-
-
-def isolated_argv(argv: Sequence[str]) -> list[str]:
-    """A worker's command line without what must not happen twice: beat, files, detaching."""
-    kept: list[str] = []
-    skip = False
-    for word in argv:
-        name, is_assigned, _ = word.partition("=")
-        if skip:
-            skip = False
-        elif name in _WITH_VALUE:
-            skip = not is_assigned
-        elif name not in _ALONE:
-            kept.append(word)
-    return kept
-
-
-def become_isolated(controller: Any, settings: Settings) -> None:
-    """Make the worker that is being set up one that runs each job in a child of its own.
-
-    Raises:
-        SystemExit: the worker that started this process has died already.
-    """
-    assert settings.isolated is not None
-    die_with_parent(signal.SIGTERM)
-    # In this order: who dies after the first line is noticed by the kernel.
-    if os.getppid() != Origin.read(settings.isolated).pid:
-        raise SystemExit(0)
-    # Celery collects garbage before each fork: 0.1 s for each child, with all that is imported.
-    gc.freeze()
-    controller.pool_cls = "prefork"
-    controller.concurrency = settings.concurrency
-    controller.pidfile = controller.statedb = None  # the worker's own, not to be shared
-    controller.hostname = f"isolated-{os.getpid()}.{controller.hostname}"
-
-
-def die_with_parent(with_signal: int = signal.SIGKILL) -> None:
-    """Ask Linux to end this process when its parent dies; elsewhere it notices by itself."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, with_signal, 0, 0, 0)

@@ -14,7 +14,7 @@ from worker.runtime.durable_app import use_the_ledger
 from worker.runtime.ending import drain_at_the_end, give_up
 from worker.runtime.errbacks import add_errback_task
 from worker.runtime.install import Durability, durability_of
-from worker.runtime.isolation import become_isolated, die_with_parent
+from worker.runtime.isolated import become_isolated, die_with_parent, handed_down
 from worker.runtime.process import Process
 from worker.runtime.routes import refuse_unserved
 
@@ -36,6 +36,7 @@ def prepare(app: Celery) -> None:
         if sender.app is app:
             _verify(known)
             _decide(sender)
+            known.settings = handed_down(known.settings)
             if known.settings.isolated:
                 become_isolated(sender, known.settings)
             known.process = Process(app, sender)

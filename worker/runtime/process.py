@@ -29,6 +29,7 @@ from worker.runtime.fetch import DoorbellSource, Fetcher, Source
 from worker.runtime.health import Health
 from worker.runtime.install import durability_of
 from worker.runtime.isolation import Isolation, pod_of
+from worker.runtime.launch import Launcher
 from worker.runtime.lease import Lease, LeaseTerms
 from worker.runtime.ringer import Ringer
 from worker.runtime.signatures import signatures
@@ -108,13 +109,9 @@ class Process:
             self._source(), self.claims, self.lease, self.may_claim, self._deliver
         )
         self.isolation = Isolation(
-            self._ledger,
-            lambda: self.queues(),
-            self.claims,
-            lambda: self.lease.id,
-            self.settings,
-            self.pod,
-        )
+            self._ledger, lambda: self.queues(), self.claims, lambda: self.lease.id, self.settings,
+            self.pod, Launcher(self).launch,
+        )  # fmt: skip
         self.drain = Drain(self)
         self._started = True
         self._start_threads()
