@@ -184,7 +184,8 @@ class Isolation:
             if launch != self._told:
                 logger.warning(
                     "Suspects wait: this worker starts no process for them, because %s. They run at"
-                    " another worker: start one by the command of Celery or of this service.", launch
+                    " another worker: start one by the command of Celery or of this service.",
+                    launch,
                 )  # fmt: skip
             self._told = launch
             return
