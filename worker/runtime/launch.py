@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from worker.settings import environment_with
+
 #: Options of Celery's worker that the isolated process does without.
 _ALONE = frozenset({"-B", "--beat", "-D", "--detach"})
 _WITH_VALUE = frozenset(
@@ -87,7 +89,7 @@ class Launcher:
     def _moved(self) -> dict[str, str]:
         """What `--workdir` has changed: the process starts where it led, and finds what was found
         from where the command was given."""
-        if "CELERY_WORKDIR" not in os.environ and not any(
+        if "CELERY_WORKDIR" not in environment_with() and not any(
             word.partition("=")[0] == "--workdir" for word in self._argv
         ):
             return {}
