@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from typing import Final
 from urllib.parse import parse_qs, urlsplit
+
+_IDENTIFIER: Final = re.compile(r"[a-z_][a-z0-9_]{0,62}")
 
 
 def check_address(url: str) -> None:
@@ -21,6 +25,46 @@ def check_address(url: str) -> None:
         parts.port  # noqa: B018 -- reading it is the check
     except ValueError:
         raise ValueError("the port is no number from 0 to 65535") from None
+
+
+def postgres_address(url: str) -> str:
+    """The address of Postgres as SQLAlchemy takes it, for psycopg2.
+
+    Raises:
+        ValueError: saying what to write instead.
+    """
+    scheme, separator, rest = url.partition("://")
+    if scheme not in {"postgres", "postgresql", "postgresql+psycopg2"} or not separator:
+        raise ValueError("expected postgresql://user:password@host:port/name")
+    check_address("postgresql://" + rest)
+    return "postgresql+psycopg2://" + rest
+
+
+def check_schema_name(name: str) -> str:
+    """The name of a Postgres schema that is plain, and not others'.
+
+    Raises:
+        ValueError: saying what to write instead.
+    """
+    if not _IDENTIFIER.fullmatch(name):
+        raise ValueError("expected at most 63 of a-z, 0-9 and _, and no digit first")
+    if name.startswith("pg_") or name in {"public", "information_schema"}:
+        raise ValueError("it is others'; expected a schema of celery-ledger's own")
+    return name
+
+
+def check_redis(url: str) -> None:
+    """Refuse what is no address of Redis, plain, by TLS or by Sentinels.
+
+    Raises:
+        ValueError: saying what to write instead.
+    """
+    if url.startswith("sentinel://"):
+        check_sentinels(url)
+    elif not url.startswith(("redis://", "rediss://")):
+        raise ValueError("expected redis://:password@host:port/0, rediss://… or sentinel://…")
+    else:
+        check_address(url)
 
 
 def check_sentinels(urls: str) -> None:

@@ -42,6 +42,7 @@ class Client:
             self.settings.database_url.get_secret_value(),
             name="celery-ledger client",
             connect_timeout=timeout,
+            schema=self.settings.ledger_schema,
         )
         self.doorbells = Doorbells(self.settings.redis_url.get_secret_value(), timeout)
         self._door = Door(self.ledger, self.doorbells)

@@ -6,6 +6,7 @@ LedgerError
 │   ├── SchemaMissing         no tables: run `worker migrate`
 │   ├── SchemaOutdated        tables too old for the code: run `worker migrate`
 │   ├── SchemaNewer           tables too new for the code: deploy the newer code
+│   ├── SchemaTaken           another program's tables are where ours should be
 │   ├── NotDurable            a store could lose what it acknowledged
 │   └── StackError            the embedded local stack could not start
 ├── RequestError              the producer must act              exit 2, HTTP 4xx
@@ -50,8 +51,9 @@ class InvalidSettings(ConfigurationError):
 class SchemaMissing(ConfigurationError):
     """The database has no tables of this service."""
 
-    def __init__(self) -> None:
-        super().__init__("The database has no celery-ledger tables; run `worker migrate`.")
+    def __init__(self, schema: str | None = None) -> None:
+        place = f" in its schema {schema!r}" if schema else ""
+        super().__init__(f"The database has no celery-ledger tables{place}; run `worker migrate`.")
 
 
 class SchemaOutdated(ConfigurationError):
@@ -70,6 +72,16 @@ class SchemaNewer(ConfigurationError):
         super().__init__(
             f"The database schema is at {found}, which this code (at {expected}) does not run"
             " on; deploy the version that made it."
+        )
+
+
+class SchemaTaken(ConfigurationError):
+    """The schema holds tables under our names that are not ours."""
+
+    def __init__(self, schema: str, found: list[str]) -> None:
+        super().__init__(
+            f"The schema {schema!r} of the database holds another program's tables"
+            f" ({', '.join(found)}); name a schema of celery-ledger's own in WORKER_SCHEMA."
         )
 
 

@@ -8,10 +8,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from worker.addresses import check_address, check_sentinels
+from worker.addresses import check_redis, check_schema_name, postgres_address
 from worker.errors import InvalidSettings
 
 #: What the variable of a setting begins with, unless its field names another one.
@@ -37,6 +44,11 @@ class Settings(BaseSettings):
     redis_url: SecretStr = Field(
         validation_alias="REDIS_URL",
         description="Redis, the doorbell: redis://:password@host:port/0, rediss:// or sentinel://",
+    )
+    ledger_schema: Annotated[str, AfterValidator(check_schema_name)] = Field(
+        default="ledger",
+        validation_alias=f"{_PREFIX}SCHEMA",
+        description="the Postgres schema that holds the tables; `worker migrate` makes it",
     )
     tasks: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),
@@ -179,22 +191,12 @@ class Settings(BaseSettings):
     @field_validator("database_url", mode="after")
     @classmethod
     def _read_as_psycopg2(cls, value: SecretStr) -> SecretStr:
-        scheme, separator, rest = value.get_secret_value().partition("://")
-        if scheme not in {"postgres", "postgresql", "postgresql+psycopg2"} or not separator:
-            raise ValueError("expected postgresql://user:password@host:port/name")
-        check_address("postgresql://" + rest)
-        return SecretStr("postgresql+psycopg2://" + rest)
+        return SecretStr(postgres_address(value.get_secret_value()))
 
     @field_validator("redis_url", mode="after")
     @classmethod
     def _check_redis(cls, value: SecretStr) -> SecretStr:
-        text = value.get_secret_value()
-        if text.startswith("sentinel://"):
-            check_sentinels(text)
-        elif not text.startswith(("redis://", "rediss://")):
-            raise ValueError("expected redis://:password@host:port/0, rediss://… or sentinel://…")
-        else:
-            check_address(text)
+        check_redis(value.get_secret_value())
         return value
 
     @model_validator(mode="after")

@@ -114,7 +114,7 @@ def test_who_is_a_suspect_stays_one_when_suspicion_gets_degrees(databases: Datab
 
 def upgrade(ledger: Ledger, revision: str) -> None:
     with ledger.transaction() as connection:
-        make_room(connection)
+        make_room(connection, SCHEMA)
         config = _config()
         config.attributes["connection"] = connection
         command.upgrade(config, revision)

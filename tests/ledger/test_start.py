@@ -31,7 +31,7 @@ def test_a_schema_that_is_missing_or_too_old_is_waited_for(
     assert not start.goes(lambda: check_schema(ledger))
     assert [record.message for record in caplog.records] == [
         "Waiting up to 600 s for the schema:"
-        " The database has no celery-ledger tables; run `worker migrate`."
+        " The database has no celery-ledger tables in its schema 'ledger'; run `worker migrate`."
     ]
 
     # When it is migrated, the start goes

@@ -79,7 +79,10 @@ def _findings(shown: dict[str, str]) -> Iterator[Finding]:
 def _postgres(settings: Settings) -> Iterator[Finding]:
     url = settings.database_url.get_secret_value()
     timeout = settings.connect_timeout_seconds
-    with closing(Ledger(url, name="worker check", connect_timeout=timeout)) as ledger:
+    opened = Ledger(
+        url, name="worker check", connect_timeout=timeout, schema=settings.ledger_schema
+    )
+    with closing(opened) as ledger:
         version, away = _asked("postgres", lambda: server_version(ledger))
         if away:
             yield away

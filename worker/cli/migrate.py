@@ -33,7 +33,7 @@ def migrate(wait: float, as_json: bool) -> None:
 
     Exit codes: 0 up to date, 2 the tables are too new for this version, 3 Postgres is unavailable.
     """
-    revision = _migrated(Settings.load().database_url.get_secret_value(), wait)
+    revision = _migrated(Settings.load(), wait)
     if as_json:
         click.echo(json.dumps({"revision": revision}))
     elif revision == head():
@@ -45,13 +45,13 @@ def migrate(wait: float, as_json: bool) -> None:
         )
 
 
-def _migrated(url: str, wait: float) -> str:
+def _migrated(settings: Settings, wait: float) -> str:
     """The database's revision, once it is migrated; Postgres is waited for, and stderr says so."""
     began = time.monotonic()
     say = 0.0
     while True:
         try:
-            return migrate_ledger(url)
+            return migrate_ledger(settings.database_url.get_secret_value(), settings.ledger_schema)
         except LedgerUnavailable as exc:
             waited = time.monotonic() - began
             if waited >= wait:

@@ -69,6 +69,7 @@ def _preflight(settings: Settings) -> None:
         settings.database_url.get_secret_value(),
         connections=1,
         connect_timeout=settings.connect_timeout_seconds,
+        schema=settings.ledger_schema,
     )
     try:
         check_schema(ledger)

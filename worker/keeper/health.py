@@ -142,6 +142,7 @@ class Health:
                 name="celery-ledger keeper's health",
                 connect_timeout=settings.connect_timeout_seconds,
                 connections=1,
+                schema=settings.ledger_schema,
             )
             with suppress(LedgerError):
                 ledger.execute("SELECT 1")

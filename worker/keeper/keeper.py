@@ -95,6 +95,7 @@ class Keeper:
                 name="celery-ledger keeper",
                 connect_timeout=timeout,
                 connections=len(duties) + 1,
+                schema=settings.ledger_schema,
             ),
             Doorbells(settings.redis_url.get_secret_value(), timeout),
             Leadership("keeper", holder, LEAD_SECONDS),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import psycopg2
 from sqlalchemy import (
@@ -22,8 +22,10 @@ from sqlalchemy.exc import DisconnectionError
 from worker.errors import LedgerUnavailable
 from worker.ledger import prepared
 from worker.ledger.faults import CONCURRENT, READ_ONLY, ConnectionLost, TryAgain, translated
+from worker.ledger.namespace import SCHEMA, rename
 from worker.ledger.prepared import Prepared
 from worker.ledger.silence import NoAnswer, Patience, patience
+from worker.settings import Settings
 
 T = TypeVar("T")
 
@@ -63,6 +65,7 @@ class Ledger:
         waits_for_ever: let a statement take any time, as a migration may. Else Postgres itself ends
             one after `ANSWERS` connect timeouts, so that nobody's locks outlast their holder.
         connections: the most connections this process opens.
+        schema: the Postgres schema that holds the tables.
     """
 
     def __init__(
@@ -73,8 +76,10 @@ class Ledger:
         connect_timeout: float = 5.0,
         connections: int = 4,
         waits_for_ever: bool = False,
+        schema: str = SCHEMA,
     ) -> None:
         self._pid = os.getpid()
+        self.schema = schema
         self._seconds = None if waits_for_ever else ANSWERS * connect_timeout
         watched = (
             {"connection_factory": Patience(self._seconds).connection} if self._seconds else {}
@@ -100,9 +105,21 @@ class Ledger:
             },
         )
 
+        rename(self._engine, schema)
         event.listen(self._engine, "connect", self._set_bounds)
         event.listen(self._engine, "checkout", _commits_each)
         event.listen(self._engine, "handle_error", _leave_a_standby)
+
+    @classmethod
+    def of(cls, settings: Settings, name: str, connections: int) -> Self:
+        """The door that the settings describe."""
+        return cls(
+            settings.database_url.get_secret_value(),
+            name=name,
+            connect_timeout=settings.connect_timeout_seconds,
+            connections=connections,
+            schema=settings.ledger_schema,
+        )
 
     @property
     def engine(self) -> Engine:
@@ -240,7 +257,7 @@ class Ledger:
             cursor.execute(_SET_BOUNDS, (f"{IDLE_TRANSACTION_SECONDS}s", *[milliseconds] * 3, pid))
             *_, planned = cursor.fetchone()
         connection.commit()
-        prepared.begin(record.info, are_kept=planned is not None)
+        prepared.begin(record.info, are_kept=planned is not None, schema=self.schema)
 
 
 def _commits_each(driver: Any, *_: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -19,7 +20,8 @@ CONCURRENT = ("40P01", "40001")
 _AWAY_CLASSES = ("08", "57P", "53", "25P03")
 #: What is wrong with the data: out of range, against a constraint, or too large for an index.
 _REFUSED_CLASSES = ("22", "23", "54")
-_UNDEFINED_TABLE = "42P01"
+#: A table is missing, or the schema that should hold it.
+_UNDEFINED = ("42P01", "3F000")
 #: A write where none is taken: after a failover the connection leads to what is a standby now.
 READ_ONLY = "25006"
 #: What Postgres could not do, though it is there: it took too long, for a timeout or whoever ended
@@ -94,7 +96,10 @@ def _meaning(error: BaseException | None, is_lost: bool = False) -> Exception | 
         return Refused(f"Postgres refuses the data: {first_line(error)}")
     if not state and isinstance(error, psycopg2.ProgrammingError):
         return InvalidSettings(f"DATABASE_URL cannot be used: {first_line(error)}")
-    return SchemaMissing() if state == _UNDEFINED_TABLE else None
+    if state in _UNDEFINED:
+        named = re.search(r'"(\w+)\.\w+"', first_line(error))
+        return SchemaMissing(named and named[1])
+    return None
 
 
 def first_line(error: BaseException | None) -> str:

@@ -20,7 +20,7 @@ from sqlalchemy import Connection, text
 from worker.errors import SchemaMissing, SchemaNewer, SchemaOutdated
 from worker.ledger.database import Ledger
 from worker.ledger.faults import NotDone, TryAgain
-from worker.ledger.namespace import SCHEMA, make_room, old_place
+from worker.ledger.namespace import SCHEMA, has_ledger, make_room, old_place
 
 #: The oldest schema that this code runs on: the one before `head()`, or `head()` where it cannot.
 OLDEST_SCHEMA: Final = "0004"
@@ -47,8 +47,8 @@ def head() -> str:
     return _known()[-1]
 
 
-def migrate(url: str) -> str:
-    """Migrate the database at `url` to `head()`; safe from several replicas at once.
+def migrate(url: str, schema: str = SCHEMA) -> str:
+    """Migrate the schema of the database at `url` to `head()`; safe from several replicas at once.
 
     Returns:
         The database's revision. One that is not `head()` is newer, and runs this code; nothing was
@@ -56,14 +56,15 @@ def migrate(url: str) -> str:
 
     Raises:
         SchemaNewer: the database is ahead of this code, and does not run it; nothing was changed.
+        ConfigurationError: the schema is another program's, or the role may not make it.
         Unavailable: Postgres is away, or somebody keeps a table locked; nothing was changed.
     """
-    ledger = Ledger(url, name="worker migrate", connections=1, waits_for_ever=True)
+    ledger = Ledger(url, name="worker migrate", connections=1, waits_for_ever=True, schema=schema)
     try:
         for left in reversed(range(TRIES)):
             try:
                 with ledger.transaction() as connection:
-                    return _upgrade(connection)
+                    return _upgrade(connection, schema)
             except (NotDone, TryAgain) as exc:
                 if not left:
                     raise
@@ -74,17 +75,17 @@ def migrate(url: str) -> str:
     raise AssertionError("unreachable")
 
 
-def _upgrade(connection: Connection) -> str:
+def _upgrade(connection: Connection, schema: str) -> str:
     connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
     # From here on: replicas may wait for each other as long as it takes.
     connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_SECONDS}s'"))
     known = _known()
-    make_room(connection)
-    found = _found(connection, known)
+    make_room(connection, schema)
+    found = _found(connection, known, schema)
     if found is not None and found not in known:
         return found
     config = _config()
-    config.attributes["connection"] = connection
+    config.attributes |= {"connection": connection, "schema": schema}
     command.upgrade(config, "head")
     newest = ScriptDirectory.from_config(config).get_revision(known[-1])
     said = _RUNS.format(known[-1], newest.module.RUNS_CODE_FROM)
@@ -97,17 +98,19 @@ def check_schema(ledger: Ledger) -> str:
     """The schema's revision, once it is sure that this code runs on it.
 
     Raises:
-        SchemaMissing, SchemaOutdated, SchemaNewer: it does not; the message says what to do.
+        SchemaMissing, SchemaOutdated, SchemaNewer, SchemaTaken: it does not; the message says what
+            to do.
         Unavailable: Postgres is away.
     """
     known = _known()
     with ledger.transaction() as connection:
-        found = _found(connection, known)
-        old = old_place(connection) if found is None else None
+        is_there = has_ledger(connection, ledger.schema)
+        found = _found(connection, known, ledger.schema) if is_there else None
+        old = None if is_there else old_place(connection, ledger.schema)
     if old is not None:
         raise SchemaOutdated("0003 or older", known[-1])
     if found is None:
-        raise SchemaMissing
+        raise SchemaMissing(ledger.schema)
     if found in known[: known.index(OLDEST_SCHEMA)]:
         raise SchemaOutdated(found, known[-1])
     return found
@@ -119,14 +122,14 @@ def _known() -> list[str]:
     return [script.revision for script in scripts.walk_revisions()][::-1]
 
 
-def _found(connection: Connection, known: list[str]) -> str | None:
-    """The database's revision; `None` where there is no schema.
+def _found(connection: Connection, known: list[str], schema: str) -> str | None:
+    """The schema's revision; `None` where there is nothing in it.
 
     Raises:
         SchemaNewer: it is ahead of this code, and does not say that it runs it.
     """
     found = MigrationContext.configure(
-        connection, opts={"version_table_schema": SCHEMA}
+        connection, opts={"version_table_schema": schema}
     ).get_current_revision()
     if found is not None and found not in known:
         comment = _comment(connection)

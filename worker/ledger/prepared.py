@@ -16,6 +16,8 @@ from sqlalchemy import Connection, CursorResult, Dialect, TextClause
 from sqlalchemy.dialects.postgresql.psycopg2 import PGDialect_psycopg2
 from sqlalchemy.exc import DBAPIError
 
+from worker.ledger.namespace import SCHEMA, in_schema
+
 logger = logging.getLogger(__name__)
 
 #: Seconds for which a connection keeps its plans. One that was made when a table was small reads
@@ -38,23 +40,26 @@ class _Plans:
 
     Attributes:
         are_kept: whether what it prepares is there when it is asked for.
+        schema: that its statements name.
         names: of its statements.
         since: when it last dropped its plans, in seconds of the monotonic clock.
     """
 
     are_kept: bool
+    schema: str
     names: set[str] = field(default_factory=set)
     since: float = field(default_factory=lambda: time.monotonic())
 
 
-def begin(info: MutableMapping[str, Any], *, are_kept: bool) -> None:
+def begin(info: MutableMapping[str, Any], *, are_kept: bool, schema: str = SCHEMA) -> None:
     """A connection is new.
 
     Args:
         info: SQLAlchemy's, which lives and dies with a connection.
         are_kept: whether it leads to one server process for all its life, and to no pooler.
+        schema: that its statements are to name.
     """
-    info[_KEY] = _Plans(are_kept)
+    info[_KEY] = _Plans(are_kept, schema)
 
 
 def gives_up(error: BaseException | None, info: MutableMapping[str, Any]) -> bool:
@@ -66,8 +71,18 @@ def gives_up(error: BaseException | None, info: MutableMapping[str, Any]) -> boo
     logger.info(
         "A connection to Postgres is sent whole statements from now on (SQLSTATE %s)", state
     )
-    begin(info, are_kept=False)
+    begin(info, are_kept=False, schema=info[_KEY].schema)
     return True
+
+
+@dataclass(frozen=True, slots=True)
+class _Words:
+    """A statement in psycopg2's words: whole, prepared under a name, and by that name."""
+
+    whole: str
+    name: str
+    prepare: str
+    execute: str
 
 
 class Prepared:
@@ -80,14 +95,8 @@ class Prepared:
 
     def __init__(self, name: str, clause: TextClause) -> None:
         self.clause = clause
-        numbered = clause.compile(dialect=_dialect(paramstyle="numeric_dollar"))
-        parameters = ", ".join(f"%({name})s" for name in numbered.positiontup or ())
-        self._whole = str(clause.compile(dialect=_dialect()))
-        # Named by what it says: another version's statement behind the same pooler is another one.
-        version = hashlib.sha256(numbered.string.encode()).hexdigest()[:16]
-        self._name = f"ledger_{name}_{version}"
-        self._prepare = f"PREPARE {self._name} AS {numbered.string}".replace("%", "%%")
-        self._execute = f"EXECUTE {self._name}" + (f"({parameters})" if parameters else "")
+        self._title = name
+        self._words = {SCHEMA: self._put_into_words(SCHEMA)}
 
     def execute(self, connection: Connection, parameters: Mapping[str, Any]) -> CursorResult[Any]:
         """The statement on `connection`; prepared where each statement commits by itself: in a
@@ -135,16 +144,34 @@ class Prepared:
             send: sends what goes before it.
         """
         plans: _Plans = info[_KEY]
+        words = self._words.get(plans.schema)
+        if words is None:
+            words = self._words[plans.schema] = self._put_into_words(plans.schema)
         if not plans.are_kept:
-            return self._whole
-        if self._name not in plans.names:
-            send(self._prepare, {})
-            plans.names.add(self._name)
+            return words.whole
+        if words.name not in plans.names:
+            send(words.prepare, {})
+            plans.names.add(words.name)
         now = time.monotonic()
         if now - plans.since < PLANNED:
-            return self._execute
+            return words.execute
         plans.since = now
-        return AFRESH + self._execute
+        return AFRESH + words.execute
+
+    def _put_into_words(self, schema: str) -> _Words:
+        numbered = self.clause.compile(dialect=_dialect(paramstyle="numeric_dollar"))
+        parameters = ", ".join(f"%({name})s" for name in numbered.positiontup or ())
+        sent = in_schema(numbered.string, schema)
+        # Named by what it says: another version's statement behind the same pooler is another one,
+        # and so is another schema's.
+        version = hashlib.sha256(sent.encode()).hexdigest()[:16]
+        name = f"ledger_{self._title}_{version}"
+        return _Words(
+            whole=in_schema(str(self.clause.compile(dialect=_dialect())), schema),
+            name=name,
+            prepare=f"PREPARE {name} AS {sent}".replace("%", "%%"),
+            execute=f"EXECUTE {name}" + (f"({parameters})" if parameters else ""),
+        )
 
 
 def _dialect(**options: Any) -> Dialect:

@@ -165,6 +165,7 @@ class Durability:
             name=f"celery-ledger {self.app.main or 'app'}",
             connect_timeout=self._known.connect_timeout_seconds,
             connections=PRODUCER_CONNECTIONS,
+            schema=self.settings.ledger_schema,
         )
 
     def close(self) -> None:

@@ -82,12 +82,11 @@ class Process:
         self._hub = hub
         without_futures(self.controller.pool)
         self._loop_thread = threading.get_ident()
-        url = self.settings.database_url.get_secret_value()
         timeout = self.settings.connect_timeout_seconds
         name = str(self.controller.hostname)
-        self._ledger = Ledger(url, name=name, connect_timeout=timeout, connections=3)
+        self._ledger = Ledger.of(self.settings, name, connections=3)
         # A pool of its own: nothing that goes on elsewhere may keep a renewal waiting.
-        renewals = Ledger(url, name=f"{name} lease", connect_timeout=timeout, connections=1)
+        renewals = Ledger.of(self.settings, f"{name} lease", connections=1)
         self._doorbells = Doorbells(self.settings.redis_url.get_secret_value(), timeout)
         self.ringer = Ringer(self._doorbells)
         self.writer = Writer(self._ledger, self._on_written, lambda: self.lease.is_held)

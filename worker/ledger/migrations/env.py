@@ -11,7 +11,7 @@ from worker.ledger.schema import metadata
 
 schema = context.config.attributes.get("schema", SCHEMA)
 connection = context.config.attributes["connection"]
-connection.execute(text(f"SET LOCAL search_path TO {schema}"))
+connection.execute(text(f'SET LOCAL search_path TO "{schema}"'))
 context.configure(
     connection=connection,
     target_metadata=metadata,
