@@ -17,6 +17,9 @@ QUEUED: Final = "(SELECT 'queued')"
 RUNNING: Final = "(SELECT 'running')"
 SCHEDULED: Final = "(SELECT 'scheduled')"
 
+#: The fingerprint of a row that stands for an id which was revoked before it was sent.
+REVOKED: Final = b"revoked"
+
 #: Seconds by which a time that was `now` must lie ahead to prove a step of the clock. Statements
 #: that run side by side read the clock milliseconds apart.
 STEP_SECONDS: Final = 1.0

@@ -13,6 +13,7 @@ from worker.jobs.job import Enqueued, NewJob, Ring
 from worker.ledger.arrays import literal
 from worker.ledger.database import Ledger
 from worker.ledger.faults import translated
+from worker.ledger.guards import REVOKED
 from worker.ledger.prepared import Prepared
 
 #: Id, list and dispatch number of a new row; a job that is not due has no number yet.
@@ -87,7 +88,7 @@ _INSERT_PLAIN = Prepared(
 # replayed and succeeds, its message comes after all.
 _AWAITS = """
     (state = 'scheduled' AND run_at = 'infinity'
-     OR state IN ('failed', 'cancelled') AND list = '' AND attempt = 0)
+     OR state IN ('failed', 'cancelled') AND list = '' AND attempt = 0 AND fingerprint <> 'revoked')
 """
 
 _KNOWN = text(f"""
@@ -273,4 +274,4 @@ def _fill_awaited(connection: Connection, job: NewJob) -> Ring | None:
 
 
 def _is_same(row: Any, job: NewJob) -> bool:
-    return row is not None and bytes(row.fingerprint) == job.fingerprint
+    return row is not None and bytes(row.fingerprint) in (job.fingerprint, REVOKED)

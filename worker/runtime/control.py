@@ -7,8 +7,8 @@ from typing import Any
 
 from celery.app.control import Control
 
-from worker.errors import Conflict, NotFound
-from worker.ledger.change import cancel
+from worker.errors import Conflict, MalformedId
+from worker.ledger.revoke import revoke
 from worker.runtime.install import durability_of
 from worker.runtime.panel import LedgerMailbox, revoke_stamped
 
@@ -30,7 +30,8 @@ class LedgerControl(Control):  # type: ignore[misc] # Celery's class is not type
     ) -> Any:
         """Cancel jobs that wait, and with `terminate` those that run; then tell the workers.
 
-        Stock Celery tells whoever is listening, and forgets.
+        An id that was not sent yet is remembered: its job does not run. Stock Celery tells whoever
+        is listening, and forgets.
 
         Raises:
             Unavailable: Postgres is away; nothing was revoked.
@@ -39,8 +40,8 @@ class LedgerControl(Control):  # type: ignore[misc] # Celery's class is not type
         for job_id in [task_id] if isinstance(task_id, str) else list(task_id):
             try:
                 # Flower sends a number for a truth.
-                cancel(ledger, str(job_id), "revoked", running=bool(terminate))
-            except (NotFound, Conflict) as exc:
+                revoke(ledger, str(job_id), "revoked", running=bool(terminate))
+            except (MalformedId, Conflict) as exc:
                 logger.info("Nothing to revoke: %s", exc)
         return super().revoke(task_id, destination, terminate, signal, **kwargs)
 

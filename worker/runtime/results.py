@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,13 +12,16 @@ from typing import Any
 from celery import states
 from kombu.exceptions import EncodeError
 
-from worker.errors import Conflict, LedgerError, NotFound
+from worker.errors import Conflict, LedgerError, MalformedId
 from worker.jobs.job import Fence
-from worker.ledger.change import cancel, forget
+from worker.ledger.change import forget
 from worker.ledger.continuations import insert_ended
 from worker.ledger.finish import note_progress
+from worker.ledger.progress import note_from_outside, note_started
+from worker.ledger.read import read
+from worker.ledger.revoke import revoke
 from worker.runtime.chords import as_named, fail_chord
-from worker.runtime.execution import ERROR_LIMIT, Execution, clean, current, running
+from worker.runtime.execution import ERROR_LIMIT, Execution, clean, current, execution_of, running
 from worker.runtime.handlers import Ends, await_commit, has_handlers
 from worker.runtime.meta import FROM_CELERY, ended_of
 from worker.runtime.outcome import describe
@@ -34,6 +38,8 @@ class LedgerBackend(LedgerReader):
     the end (`worker.runtime.execution`); in the worker's main process, where Celery reports a
     revoke, a hard time limit or an unreadable answer, they hand it to the writer.
     """
+
+    _failing = threading.local()
 
     @contextmanager
     def _attempt(self, task_id: str, end: Ends, request: Any) -> Iterator[Execution | None]:
@@ -160,8 +166,8 @@ class LedgerBackend(LedgerReader):
                 execution.cancel(str(reason) or "revoked")
                 return
         try:
-            cancel(self._ledger, task_id, str(reason) or "revoked", running=False)
-        except (NotFound, Conflict) as exc:
+            revoke(self._ledger, task_id, str(reason) or "revoked", running=False)
+        except (MalformedId, Conflict) as exc:
             logger.info("Nothing to revoke: %s", exc)
 
     def store_result(
@@ -173,17 +179,17 @@ class LedgerBackend(LedgerReader):
         request: Any = None,
         **kwargs: Any,
     ) -> Any:
-        """Keep a custom state as progress; a final state of another job ends that job.
+        """Keep a custom state, whoever says it, while the job has not ended.
 
         Raises:
             EncodeError: JSON cannot hold `result`, or it is too large.
+            Conflict: a final state for a job that waits or runs: only its own attempt can end it.
+            Unavailable: Postgres is away; not for a task's own state, which is dropped and logged.
         """
-        if state == states.STARTED:
-            return result
         encoded = self._encoded(result, state)
         text = _text(traceback)
         exc = result if isinstance(result, BaseException) else None
-        execution = current()
+        execution = current() or execution_of(task_id)  # a thread that the task has started
         if execution is not None and execution.fence.id == task_id:
             if state in FROM_CELERY:
                 error = describe(exc) if exc is not None else None
@@ -191,15 +197,47 @@ class LedgerBackend(LedgerReader):
             self._progress(execution, encoded, state)
         elif state in FROM_CELERY:
             self._insert_ended(task_id, state, encoded, exc, text, request)
+            if not self._follows_an_end():
+                self._require_ended(task_id, state, encoded)
+        elif not note_from_outside(self._ledger, task_id, encoded, state):
+            logger.warning("%s is not kept: job %s is unknown, or has ended.", state, task_id)
         return result
 
     def _progress(self, execution: Execution, encoded: bytes, state: str) -> None:
         fence = execution.fence
+        if execution.committed is not None:
+            logger.warning("%s is not kept: job %s has ended.", state, fence.id)
+            return
         try:
-            note_progress(self._ledger, fence.id, fence.attempt, fence.lease, encoded, state)
+            if state == states.STARTED:
+                note_started(self._ledger, fence.id, fence.attempt, fence.lease, encoded)
+            else:
+                note_progress(self._ledger, fence.id, fence.attempt, fence.lease, encoded, state)
         except LedgerError as exc:
             # A task must not fail because it could not say how far it has come.
             logger.warning("The progress of job %s is not recorded: %s", fence.id, exc)
+
+    def _fail_chain(self, *args: Any, **kwargs: Any) -> None:
+        """Celery's; the steps may have ended already, which is no fault of anybody's."""
+        self._failing.chain = True
+        try:
+            super()._fail_chain(*args, **kwargs)
+        finally:
+            self._failing.chain = False
+
+    def _follows_an_end(self) -> bool:
+        """Whether Celery itself ends another job: the later steps of a chain that fails."""
+        execution = current()
+        ending = execution is not None and execution.ending
+        return ending or getattr(self._failing, "chain", False)
+
+    def _require_ended(self, task_id: str, state: str, encoded: bytes) -> None:
+        job = read(self._ledger, task_id)
+        if job is not None and (job.state is not FROM_CELERY[state] or job.result != encoded):
+            raise Conflict(
+                f"{state} of job {task_id} is not kept, because the job is {job.state}: only the"
+                " worker that runs a job ends it; revoke it, or store a state of your own name."
+            )
 
     def _insert_ended(
         self,
