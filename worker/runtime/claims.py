@@ -5,6 +5,7 @@ Celery's own sets are no authority here: a dropped broker connection clears them
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable
@@ -13,6 +14,9 @@ from enum import Enum
 from typing import Final
 
 from worker.jobs.job import Fence
+from worker.runtime.pace import Pace
+
+logger = logging.getLogger(__name__)
 
 
 class Phase(Enum):
@@ -60,6 +64,7 @@ class Claims:
         self._slots = slots
         self._entries: dict[str, Entry] = {}
         self._ended = 0  # how many entries are in that phase
+        self._pace = Pace()
         self._wanted = 1  # free slots that the fetcher waits for
         self._changed = threading.Condition(threading.Lock())
 
@@ -74,7 +79,20 @@ class Claims:
             fresh = [job_id for job_id in dict.fromkeys(ids) if job_id not in self._entries]
             for job_id in fresh:
                 self._entries[job_id] = Entry(job_id, since=time.monotonic())
+            self._pace.claimed()
             return fresh
+
+    def miss(self, fence: Fence) -> None:
+        """This attempt is ours, and was not started in the lease: claim less for a while."""
+        with self._changed:
+            entry = self._entries.get(fence.id)
+            if entry is None or entry.fence != fence or entry.stale or entry.phase is Phase.ENDED:
+                return  # it was cancelled, or given back
+            if self._pace.missed(self._slots()):
+                logger.warning(
+                    "Jobs that this worker claimed were not started in the lease, as where the CPU"
+                    " is overloaded; %d at a time wait for their start now.", self._pace.window,
+                )  # fmt: skip
 
     def grant(self, fence: Fence) -> None:
         """The ledger granted a reserved job."""
@@ -131,6 +149,9 @@ class Claims:
             if phase is Phase.ENDED:
                 self._ended += 1
                 self._tell()
+            elif phase is Phase.STARTED and self._pace.window is not None:
+                self._pace.started(self._slots())
+                self._tell()
             return True
 
     def may_run(self, fence: Fence) -> bool:
@@ -182,12 +203,15 @@ class Claims:
 
     def _tell(self) -> None:
         """Wake those who wait, once there is what they wait for: this is called for every job."""
-        unfinished = self._unfinished()
-        if not unfinished or self._slots() - unfinished >= self._wanted:
+        if not self._unfinished() or self._free() >= self._wanted:
             self._changed.notify_all()
 
     def _unfinished(self) -> int:
         return len(self._entries) - self._ended
 
     def _free(self) -> int:
-        return max(0, self._slots() - self._unfinished())
+        free = self._slots() - self._unfinished()
+        if (window := self._pace.window) is not None:
+            waiting = (Phase.CLAIMED, Phase.HANDED)
+            free = min(free, window - sum(e.phase in waiting for e in self._entries.values()))
+        return max(0, free)

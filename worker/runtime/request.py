@@ -168,6 +168,7 @@ class ClaimedRequest(Request):  # type: ignore[misc] # Celery's class is not typ
     def _give_back(self) -> None:
         """It may not be ours any more; if it is, let somebody else run it."""
         task_ready(self)
+        self.claims.miss(self.fence)
         self.finish(Finish(self.fence, State.QUEUED, "released", error="not started in the lease"))
 
     def _lose(self, error: str) -> None:
