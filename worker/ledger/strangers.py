@@ -38,7 +38,14 @@ _STRANGE = text(f"""
 """)  # noqa: S608 -- constants of the ledger
 
 _KNOWN_TASKS = text("""
-    SELECT DISTINCT unnest(tasks) AS task FROM ledger.workers WHERE expires_at > clock_timestamp()
+    SELECT DISTINCT unnest(tasks) AS task FROM ledger.workers
+    WHERE expires_at > clock_timestamp()
+    ORDER BY task
+""")
+
+_LIVING = text("""
+    SELECT count(*) AS workers FROM ledger.workers
+    WHERE expires_at > clock_timestamp() AND NOT isolated
 """)
 
 # No attempt is used up, and `lost` and `suspicion` stay: the job was not touched.
@@ -156,6 +163,18 @@ def recall(connection: Connection, queues: Sequence[str], tasks: Collection[str]
 def unknown_tasks(ledger: Ledger) -> list[tuple[str, int]]:
     """Each task that no living worker knows and jobs wait for; how many."""
     return [(row.task, row.jobs) for row in ledger.rows(_WAITING)]
+
+
+def served_tasks(ledger: Ledger) -> list[str]:
+    """Every task that some living worker knows, without those that each Celery app has."""
+    tasks = (str(row.task) for row in ledger.rows(_KNOWN_TASKS))
+    return [task for task in tasks if not task.startswith("celery.")]
+
+
+def living(ledger: Ledger) -> int:
+    """How many workers hold a lease; isolated processes are not counted."""
+    (row,) = ledger.rows(_LIVING)
+    return int(row.workers)
 
 
 def _why(task: str, served: bool, known: Collection[str]) -> str:

@@ -37,6 +37,7 @@ class Stack:
         data: the folder; made when missing, for its owner only.
         workers: how many workers.
         keepers: how many keepers.
+        app: a Celery app whose workers they are, named as for `celery -A`; `None`: `worker run`'s.
         environment: variables for the services, added to this process's own.
         postgres_port: the preferred port; when it is taken, a free one is chosen.
         redis_port: ditto.
@@ -49,6 +50,7 @@ class Stack:
         *,
         workers: int = 2,
         keepers: int = 1,
+        app: str | None = None,
         environment: Mapping[str, str] | None = None,
         postgres_port: int = POSTGRES_PORT,
         redis_port: int = REDIS_PORT,
@@ -63,6 +65,7 @@ class Stack:
         self.workers: list[Service] = []
         self.keepers: list[Service] = []
         self._counts = (workers, keepers)
+        self._app = app
         self._extra = dict(environment or {})
         self._drain_seconds = drain_seconds
         self._supervisor = Supervisor([])
@@ -93,6 +96,7 @@ class Stack:
             self.redis.start()
             progress("Migrating the database")
             self._migrate()
+            self._check_app()
             self._start_services(progress)
             write_private(self.data / "stack.json", json.dumps(self.environment))
         except BaseException:
@@ -142,21 +146,38 @@ class Stack:
         self._lock = lock.take(_lock_file(self.data), refusal=refusal, seconds=1.0)
 
     def _migrate(self) -> None:
-        service = self._service("migrate", ["migrate"], restart=False)
+        service = self._service("migrate", ["worker", "migrate"], restart=False)
         service.start()
         if not service.wait(_MIGRATE_SECONDS):
             service.kill()
         if service.exit_code != 0:
             raise StackError(f"The migration failed; its log ends with:{service.log_tail()}")
 
+    def _check_app(self) -> None:
+        """See that the workers' app is there and durable, before they start and end of it."""
+        if self._app is None:
+            return
+        service = self._service("app", ["worker.cli.served", self._app], restart=False)
+        service.start()
+        if not service.wait(_MIGRATE_SECONDS):
+            service.kill()
+        if service.exit_code != 0:
+            raise StackError(service.log_tail().strip().rpartition("\n")[2].strip())
+
+    def _worker(self, name: str) -> list[str]:
+        if self._app is None:
+            return ["worker", "run", "-n", name]
+        return ["celery", "-A", self._app, "worker", "-n", name, "-l", "info"]
+
     def _start_services(self, progress: Callable[[str], None]) -> None:
         workers, keepers = self._counts
         self.workers = [
-            self._service(f"worker{number}", ["run", "-n", f"worker{number}@%h"])
+            self._service(f"worker{number}", self._worker(f"worker{number}@%h"))
             for number in range(1, workers + 1)
         ]
         self.keepers = [
-            self._service(f"keeper{number}", ["keeper"]) for number in range(1, keepers + 1)
+            self._service(f"keeper{number}", ["worker", "keeper"])
+            for number in range(1, keepers + 1)
         ]
         for service in [*self.workers, *self.keepers]:
             progress(f"Starting {service.name}")
@@ -164,7 +185,7 @@ class Stack:
         self._supervisor = Supervisor([self.postgres, self.redis, *self.workers, *self.keepers])
 
     def _service(self, name: str, arguments: list[str], *, restart: bool = True) -> Service:
-        argv = [sys.executable, "-m", "worker", *arguments]
+        argv = [sys.executable, "-m", *arguments]
         environment = {**self._extra, **self.environment}
         return Service(name, argv, environment, self.logs / f"{name}.log", restart)
 
