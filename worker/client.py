@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
 from worker.broker.doorbells import Doorbells
 from worker.errors import Conflict, NotFound
+from worker.flows import bulk
 from worker.flows.enqueue import Door, catalogue_of, check, enqueue
 from worker.flows.replay import replay
+from worker.flows.status import LATE_SECONDS, Report, report
 from worker.jobs.job import Enqueued, Job, NewJob
 from worker.jobs.message import new_job
 from worker.jobs.states import State
 from worker.ledger import change, read
+from worker.ledger.bulk import Selection, count
 from worker.ledger.catalogue import Catalogue
 from worker.ledger.database import Ledger
 from worker.settings import Settings
+
+__all__ = ["Client", "Selection"]
 
 #: Seconds between the first looks of `wait`, doubling up to the last.
 FIRST_LOOK, LAST_LOOK = 0.005, 0.25
@@ -179,6 +184,48 @@ class Client:
             Conflict: it is neither failed nor cancelled.
         """
         replay(self.ledger, self.doorbells, job_id)
+
+    def count_selected(self, selection: Selection) -> dict[State, int]:
+        """How many jobs of each state `selection` means now.
+
+        Raises:
+            Unavailable: Postgres is away.
+        """
+        return count(self.ledger, selection)
+
+    def cancel_many(
+        self,
+        selection: Selection,
+        reason: str = "cancelled by hand",
+        progress: Callable[[int], None] = lambda done: None,
+    ) -> int:
+        """Cancel the jobs that `selection` means, in batches; see `worker.flows.bulk.cancel_many`.
+
+        Example:
+            from worker.client import Client, Selection
+            from worker.jobs.states import State
+
+            client.cancel_many(Selection((State.QUEUED,), queue="mail"), "not wanted")
+        """
+        return bulk.cancel_many(self.ledger, selection, reason, progress)
+
+    def replay_many(
+        self, selection: Selection, progress: Callable[[int], None] = lambda done: None
+    ) -> int:
+        """Queue again the jobs that `selection` means, in batches; see
+        `worker.flows.bulk.replay_many`."""
+        return bulk.replay_many(self.ledger, self.doorbells, selection, progress)
+
+    def status(self, late: float = LATE_SECONDS) -> Report:
+        """Keepers, workers, queues, and what is wrong.
+
+        Args:
+            late: seconds that a ready job may wait before that is a problem.
+
+        Raises:
+            Unavailable: a store is away.
+        """
+        return report(self.ledger, self.doorbells, late)
 
     def close(self) -> None:
         """Close every connection."""

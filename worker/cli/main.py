@@ -24,6 +24,7 @@ COMMANDS = {
     "flower": "worker.cli.flower:flower",
     "migrate": "worker.cli.migrate:migrate",
     "check": "worker.cli.check:check",
+    "status": "worker.cli.status:status",
     "env": "worker.cli.env:env",
     "enqueue": "worker.cli.enqueue:enqueue",
     "job": "worker.cli.job:job",

@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 import threading
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -29,6 +30,9 @@ logger = logging.getLogger(__name__)
 #: Seconds that a lead lasts without being taken again, and between taking it.
 LEAD_SECONDS = 5.0
 LEAD_EVERY = 1.0
+#: Seconds for which a keeper that waits for the lead is known to, and between saying so.
+STANDBY_SECONDS = 10.0
+STANDBY_EVERY = 3.0
 #: Seconds that a duty waits after a store was away.
 AWAY_PAUSE = 0.5
 
@@ -105,6 +109,7 @@ class Keeper:
         self.health = Health(settings, [LEADING, *map(_name_of, duties)])
         self._leads = threading.Event()
         self._is_told = False  # that the lead cannot be taken
+        self._stands_by_at = 0.0
         self._stop = threading.Event()
 
     @property
@@ -151,6 +156,8 @@ class Keeper:
         try:
             with self.health.round_of(LEADING), _told():
                 leads = self._post.leadership.take(self._post.ledger)
+                if not leads:
+                    self._stand_by()
             self._is_told = False
         except LedgerUnavailable as exc:
             if self.leads:
@@ -167,6 +174,11 @@ class Keeper:
             self._leads.set()
         else:
             self._leads.clear()
+
+    def _stand_by(self) -> None:
+        if time.monotonic() >= self._stands_by_at:
+            self._post.leadership.stand_by(self._post.ledger, STANDBY_SECONDS)
+            self._stands_by_at = time.monotonic() + STANDBY_EVERY
 
     def _resign(self) -> None:
         try:

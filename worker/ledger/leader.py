@@ -29,7 +29,23 @@ _CHECK = text("""
     FOR SHARE
 """)
 
-_RESIGN = text("DELETE FROM ledger.leaders WHERE name = :name AND holder = :holder")
+_RESIGN = text("""
+    DELETE FROM ledger.leaders
+    WHERE holder = :holder AND (name = :name OR starts_with(name, :name || ' standby '))
+""")
+
+# Nothing depends on it: people want to know who would take over.
+_STAND_BY = text("""
+    WITH gone AS (
+        DELETE FROM ledger.leaders
+        WHERE starts_with(name, :name || ' standby ') AND holder <> :holder
+          AND expires_at < clock_timestamp() - interval '1 minute'
+    )
+    INSERT INTO ledger.leaders (name, holder, expires_at)
+    VALUES (:name || ' standby ' || :holder, :holder,
+            clock_timestamp() + :seconds * interval '1 second')
+    ON CONFLICT (name) DO UPDATE SET expires_at = excluded.expires_at
+""")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +77,15 @@ class Leadership:
             return connection.execute(_TAKE, parameters).first() is not None
 
         return ledger.run(work)
+
+    def stand_by(self, ledger: Ledger, seconds: float) -> None:
+        """Make known for `seconds` that this process would lead if nobody did.
+
+        Raises:
+            Unavailable: Postgres is away.
+        """
+        parameters = {"name": self.name, "holder": self.holder, "seconds": seconds}
+        ledger.run(lambda connection: connection.execute(_STAND_BY, parameters))
 
     def check(self, connection: Connection) -> None:
         """Make sure, inside a duty's transaction, that the lead is still held.

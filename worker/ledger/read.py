@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection, text
 
+from worker.errors import NotFound
 from worker.jobs.job import Attempt, Job, Message
 from worker.jobs.states import FINAL, State
 from worker.ledger.database import Ledger
@@ -25,40 +27,53 @@ _COLUMNS = """
 """
 
 _BY_IDS = text(f"""
-    SELECT {_COLUMNS} FROM ledger.jobs WHERE id = ANY(CAST(:ids AS text[])) ORDER BY id DESC
+    SELECT {_COLUMNS} FROM ledger.jobs WHERE id = ANY(CAST(:ids AS text[]))
+    ORDER BY created_at DESC, id DESC
 """)  # noqa: S608 -- constants of this module
 
-_FILTERS = """
+# Behind this job in the list; a row comparison, which an index on the time alone serves too.
+_BEFORE = """
+    (CAST(:before AS text) IS NULL
+     OR (created_at, id) < (CAST(:before_time AS timestamptz), CAST(:before AS text)))
+"""
+
+_FILTERS = f"""
     (CAST(:state AS text) IS NULL OR state = :state)
     AND (CAST(:queue AS text) IS NULL OR queue = :queue)
     AND (CAST(:task AS text) IS NULL OR task = :task)
-    AND (CAST(:before AS text) IS NULL OR id < :before)
+    AND {_BEFORE}
 """
 
-# Dead letters are found in the index `jobs_listed` alone, and without a filter in the key's; their
-# rows, which are wide, are read for the page only.
+# Dead letters are found in the index `jobs_dead_letters` alone, and without a filter in that of the time;
+# their rows, which are wide, are read for the page only.
 _LISTED = text(f"""
     SELECT {_COLUMNS} FROM ledger.jobs
-    WHERE id = ANY(ARRAY(SELECT id FROM ledger.jobs WHERE {_FILTERS} ORDER BY id DESC LIMIT :limit))
-    ORDER BY id DESC
+    WHERE id = ANY(ARRAY(SELECT id FROM ledger.jobs WHERE {_FILTERS}
+                         ORDER BY created_at DESC, id DESC LIMIT :limit))
+    ORDER BY created_at DESC, id DESC
 """)  # noqa: S608 -- constants of this module
 
-# All that is in a state with an index of its own, in whatever order: looked for by id, the few that
-# wait in a forgotten queue are behind everything that came since.
+# All that is in a state with an index of its own, in whatever order: looked for by time, the few
+# that wait in a forgotten queue are behind everything that came since.
 _WHOLE = text(f"""
-    WITH whole AS MATERIALIZED (SELECT id, state, queue, task FROM ledger.jobs WHERE state = :state)
+    WITH whole AS MATERIALIZED (
+        SELECT id, state, queue, task, created_at FROM ledger.jobs WHERE state = :state
+    )
     SELECT {_COLUMNS} FROM ledger.jobs
-    WHERE id = ANY(ARRAY(SELECT id FROM whole WHERE {_FILTERS} ORDER BY id DESC LIMIT :limit))
-    ORDER BY id DESC
+    WHERE id = ANY(ARRAY(SELECT id FROM whole WHERE {_FILTERS}
+                         ORDER BY created_at DESC, id DESC LIMIT :limit))
+    ORDER BY created_at DESC, id DESC
 """)  # noqa: S608 -- constants of this module
 
 _WINDOW = text(f"""
-    SELECT min(id) AS last, count(*) AS seen,
-           array_agg(id ORDER BY id DESC) FILTER (WHERE {_FILTERS}) AS ids
-    FROM (SELECT id, state, queue, task FROM ledger.jobs
-          WHERE CAST(:before AS text) IS NULL OR id < :before
-          ORDER BY id DESC LIMIT :window) AS newest
+    SELECT (array_agg(id ORDER BY created_at, id))[1] AS last, min(created_at) AS last_time,
+           count(*) AS seen,
+           array_agg(id ORDER BY created_at DESC, id DESC) FILTER (WHERE {_FILTERS}) AS ids
+    FROM (SELECT id, state, queue, task, created_at FROM ledger.jobs WHERE {_BEFORE}
+          ORDER BY created_at DESC, id DESC LIMIT :window) AS newest
 """)  # noqa: S608 -- constants of this module
+
+_CREATED = text("SELECT created_at FROM ledger.jobs WHERE id = :id")
 
 _ATTEMPTS = text("""
     SELECT job_id, number, outcome, worker, started_at, ended_at, error, traceback
@@ -111,7 +126,7 @@ def read(ledger: Ledger, job_id: str) -> Job | None:
 
 
 def read_many(ledger: Ledger, ids: Sequence[str]) -> list[Job]:
-    """Those of `ids` that are known, by falling id, with their attempts."""
+    """Those of `ids` that are known, newest first, with their attempts."""
     rows = ledger.rows(_BY_IDS, {"ids": list(ids)})
     attempts: dict[str, list[Attempt]] = {}
     for row in ledger.rows(_ATTEMPTS, {"ids": list(ids)}):
@@ -128,7 +143,7 @@ def read_list(
     before: str | None = None,
     limit: int = 50,
 ) -> list[Job]:
-    """Jobs by falling id, which for ids made here is newest first; attempts are left out.
+    """Jobs in the order of their creation, newest first; attempts are left out.
 
     Dead letters are found by an index, what waits or runs by reading all that does. Successes, and
     a queue or a task in any state, are looked for among the newest, then further back: what is rare
@@ -138,14 +153,19 @@ def read_list(
     Args:
         ledger: where.
         state, queue, task: only these.
-        before: only ids below this one: the last id of the page before.
+        before: only jobs older than this one: the last of the page before.
         limit: rows, at most.
+
+    Raises:
+        NotFound: `before` is the id of no job.
+        Unavailable: Postgres is away.
     """
     parameters = {
         "state": None if state is None else str(state),
         "queue": queue,
         "task": task,
         "before": before,
+        "before_time": None if before is None else _created(ledger, before),
         "limit": limit,
     }
     if state in (State.FAILED, State.CANCELLED) or (state, queue, task) == (None, None, None):
@@ -157,6 +177,13 @@ def read_list(
     return [_job(row, ()) for row in rows]
 
 
+def _created(ledger: Ledger, job_id: str) -> datetime:
+    for row in ledger.rows(_CREATED, {"id": job_id}):
+        created: datetime = row.created_at
+        return created
+    raise NotFound(job_id)
+
+
 def _whole(connection: Connection, parameters: dict[str, Any]) -> list[Any]:
     connection.execute(_BY_INDEX)
     return list(connection.execute(_WHOLE, parameters))
@@ -165,13 +192,15 @@ def _whole(connection: Connection, parameters: dict[str, Any]) -> list[Any]:
 def _found(ledger: Ledger, parameters: dict[str, Any]) -> list[str]:
     """The ids of a page, by looking through every job from the newest on, a window at a time."""
     found: list[str] = []
-    before, window, limit = parameters["before"], FIRST_WINDOW, parameters["limit"]
+    window, limit = FIRST_WINDOW, parameters["limit"]
+    last = {name: parameters[name] for name in ("before", "before_time")}
     while len(found) < limit:
-        (row,) = ledger.rows(_WINDOW, parameters | {"before": before, "window": window})
+        (row,) = ledger.rows(_WINDOW, parameters | last | {"window": window})
         found += row.ids or ()
         if row.seen < window:
             break
-        before, window = row.last, min(window * 2, LAST_WINDOW)
+        last = {"before": row.last, "before_time": row.last_time}
+        window = min(window * 2, LAST_WINDOW)
     return found[:limit]
 
 
