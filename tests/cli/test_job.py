@@ -5,12 +5,18 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import uuid
 
 import pytest
 
 from tests.cli.said import Command
 from tests.processes import Processes
+from worker.broker.doorbells import ring_of
 from worker.client import Client
+from worker.flows.status import NO_KEEPER
+from worker.jobs.job import Ring
+from worker.jobs.states import State
+from worker.ledger import bulk
 
 
 def test_show_says_where_a_waiting_job_is(here: Command, client: Client) -> None:
@@ -67,7 +73,8 @@ def test_list_filters_and_pages(here: Command, client: Client) -> None:
     rest = [line["id"] for line in here("job", "list", "--json", "--before", ids[-1]).lines]
     assert rest == ["04", "03", "02", "01", "00"]
     arguments = ("--state", "scheduled", "--queue", "odd", "--task", "probe.echo")
-    found = here("job", "list", *arguments).out.splitlines()
+    header, *found = here("job", "list", *arguments).out.splitlines()
+    assert header.split()[:2] == ["ID", "STATE"] and "CREATED (" in header
     assert [line.split()[0] for line in found] == ["29", "27", "25", "23", "21"]
     assert all("  scheduled  " in line for line in found)
 
@@ -112,6 +119,71 @@ def test_a_reader_that_leaves_is_no_fault(environment: dict[str, str], client: C
         stderr=subprocess.PIPE,
     ) as process:
         assert process.stdout is not None and process.stderr is not None
-        assert json.loads(process.stdout.readline())["id"] == "99"
+        assert json.loads(process.stdout.readline())["id"] == "399"
         process.stdout.close()
         assert process.stderr.read() == b""
+
+
+def test_a_list_is_in_the_order_of_time_whatever_the_ids_are(here: Command, client: Client) -> None:
+    ids = [str(uuid.uuid4()) for _ in range(12)]
+    for job_id in ids:
+        client.enqueue("probe.echo", job_id=job_id)
+    client.cancel(ids[3])
+
+    newest = [line["id"] for line in here("job", "list", "--json", "--limit", "5").lines]
+    more = here("job", "list", "--json", "--limit", "5", "--before", newest[-1])
+
+    assert newest == ids[:6:-1]
+    assert [line["id"] for line in more.lines] == ids[6:1:-1]
+    assert here("job", "list", "--before", "nobody").code == 2
+
+
+def test_many_are_cancelled_and_replayed_by_filter(
+    here: Command, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given jobs of two queues, in batches of two
+    monkeypatch.setattr(bulk, "WINDOW", 2)
+    mail = [client.enqueue("mail.send", queue="mail", delay=n % 2 * 600).id for n in range(7)]
+    other = client.enqueue("mail.send", queue="other").id
+
+    # When nobody can be asked, then nothing is done, and the count is told
+    asked = here("job", "cancel", "--queue", "mail")
+    assert asked.code == 2
+    assert "7 jobs would be cancelled (3 scheduled, 4 queued)" in asked.err
+    assert client.counts(mail) == {State.QUEUED: 4, State.SCHEDULED: 3}
+
+    # When it is said that nobody needs to be asked, then what the filter names is cancelled
+    assert here("job", "cancel", "--queue", "mail", "--older-than", "1h", "--yes").out == (
+        "No job matches; none was cancelled.\n"
+    )
+    said = here("job", "cancel", "--queue", "mail", "--yes", "--reason", "not wanted")
+    assert said.out == "7 jobs cancelled.\n"
+    assert client.counts([*mail, other]) == {State.CANCELLED: 7, State.QUEUED: 1}
+    assert client.job(mail[0]).error == "not wanted"
+
+    # And is replayed likewise, and rung for
+    again = here("job", "replay", "--task", "mail.send", "--state", "cancelled", "--yes", "--json")
+    assert again.json == {"matched": 7, "replayed": 7}
+    assert client.counts(mail) == {State.QUEUED: 7}
+    assert {ring.id for ring in rings(client, "mail")} == set(mail)
+
+
+def rings(client: Client, queue: str) -> list[Ring]:
+    popped = client.doorbells.pop([queue], 100)
+    return [ring for item in popped if (ring := ring_of(item.list, item.entry))]
+
+
+@pytest.mark.parametrize(
+    "arguments", [("cancel",), ("replay",), ("cancel", "a", "--queue", "b"), ("replay", "--yes")]
+)
+def test_a_selection_is_one_job_or_a_filter(here: Command, arguments: tuple[str, ...]) -> None:
+    said = here("job", *arguments)
+
+    assert said.code == 2
+    assert "Name one job by its ID, or many by" in said.err
+
+
+def test_show_says_that_no_keeper_is_alive(here: Command, client: Client) -> None:
+    client.enqueue("probe.echo", job_id="a", delay=600)
+
+    assert here("job", "show", "a").out.endswith(NO_KEEPER + "\n")

@@ -16,9 +16,11 @@ from worker.cli.answer import printable
 from worker.cli.effective import effective, without_secrets
 from worker.cli.imports import shadow_fault, tasks_fault
 from worker.errors import InvalidSettings, LedgerError
+from worker.flows.status import NO_KEEPER
 from worker.ledger.database import Ledger
 from worker.ledger.durability import durability_faults, server_version
 from worker.ledger.migrate import check_schema, head
+from worker.ledger.status import keeper_leads
 from worker.settings import Settings
 
 T = TypeVar("T")
@@ -31,11 +33,12 @@ _OLDEST_REDIS: Final = (6, 2)
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What a check found: a sentence, and the exit code that it asks for."""
+    """What a check found: a sentence, the exit code that it asks for, whether it is a warning."""
 
     check: str
     says: str
     exit_code: int = 0
+    warning: bool = False
 
 
 @click.command()
@@ -93,6 +96,9 @@ def _postgres(settings: Settings) -> Iterator[Finding]:
         revision, failed = _asked("schema", lambda: check_schema(ledger))
         own = "." if revision == head() else f", which this version, at {head()}, runs on."
         yield failed or Finding("schema", f"The schema is at {revision}{own}")
+        if not failed:
+            leads, failed = _asked("keeper", lambda: keeper_leads(ledger))
+            yield failed or _keeper(bool(leads))
 
 
 def _redis(settings: Settings) -> Iterator[Finding]:
@@ -119,6 +125,11 @@ def _answers(name: str, version: str, address: str) -> Finding:
         says = f"Redis {version} at {address} is too old; use 6.2 or later, or Valkey."
         return Finding("redis", says, _CONFIGURATION)
     return Finding("redis", f"{name} {version} answers at {address}.")
+
+
+def _keeper(leads: bool) -> Finding:
+    # A warning: a configuration is checked before anything of the service runs, too.
+    return Finding("keeper", "A keeper leads." if leads else NO_KEEPER, warning=not leads)
 
 
 def _quarantine(length: int) -> str:
@@ -162,4 +173,5 @@ def _print(found: Finding, shown: dict[str, str]) -> None:
     for variable, value in shown.items():
         click.echo(printable(f"{variable}={value}"))
     mark = click.style("✗", fg="red") if found.exit_code else click.style("✓", fg="green")
+    mark = click.style("!", fg="yellow") if found.warning else mark
     click.echo(f"{mark} {printable(found.says)}")

@@ -44,7 +44,7 @@ _FILTERS = f"""
     AND {_BEFORE}
 """
 
-# Dead letters are found in the index `jobs_dead_letters` alone, and without a filter in that of the time;
+# Dead letters are found in the index `jobs_dead_letters` alone, others by the time;
 # their rows, which are wide, are read for the page only.
 _LISTED = text(f"""
     SELECT {_COLUMNS} FROM ledger.jobs

@@ -10,15 +10,13 @@ from sqlalchemy import text
 
 from worker.jobs.queues import SEPARATOR
 from worker.ledger.database import Ledger
-from worker.ledger.guards import is_ahead, is_expired
+from worker.ledger.guards import NOWHERE, is_ahead, is_expired
 
 #: Scheduled jobs that are looked at, the next to run first.
 SCHEDULED_MOST: Final = 100_000
 #: The name under which keepers lead, and before the names of those that stand by.
 LEADER: Final = "keeper"
 STANDBY: Final = "keeper standby "
-#: How the reason begins of a job that no living worker knows.
-_NOWHERE: Final = "no living worker knows the task "
 
 # A lead or a standby lasts for some seconds; further ahead, the clock has stepped back since.
 _ALIVE = "(expires_at > statement_timestamp() AND NOT {})".format(
@@ -186,7 +184,7 @@ def _queues(ledger: Ledger, workers: list[Worker]) -> list[Queue]:
     for row in ledger.rows(_QUEUED, {"separator": SEPARATOR}):
         one = queue(row.queue)
         one.waiting, one.oldest = int(row.jobs), max(0.0, float(row.oldest or 0))
-    for row in ledger.rows(_SCHEDULED, {"nowhere": _NOWHERE, "most": SCHEDULED_MOST}):
+    for row in ledger.rows(_SCHEDULED, {"nowhere": NOWHERE, "most": SCHEDULED_MOST}):
         one = queue(row.queue)
         one.scheduled, one.unknown = int(row.jobs), int(row.unknown)
         one.overdue = float(row.overdue)

@@ -15,6 +15,7 @@ from worker.runtime.ending import drain_at_the_end, give_up
 from worker.runtime.errbacks import add_errback_task
 from worker.runtime.install import Durability, durability_of
 from worker.runtime.isolated import become_isolated, die_with_parent, handed_down
+from worker.runtime.keepers import KeeperWatch
 from worker.runtime.process import Process
 from worker.runtime.routes import refuse_unserved
 
@@ -55,6 +56,10 @@ def prepare(app: Celery) -> None:
         if server is not None:
             logger.info("Health is served at port %d.", server.port)
 
+    def on_ready(sender: Any, **_: Any) -> None:
+        if sender.app is app and not known.settings.isolated:
+            KeeperWatch(known.ledger).start()
+
     def on_child(**_: Any) -> None:
         process = known.process
         if process is not None and process.pid != os.getpid():
@@ -65,6 +70,7 @@ def prepare(app: Celery) -> None:
     signals.worker_init.connect(on_worker_init, weak=False)
     signals.beat_init.connect(on_beat_init, weak=False)
     signals.celeryd_after_setup.connect(on_set_up, weak=False)  # the log is set up by then
+    signals.worker_ready.connect(on_ready, weak=False)
     signals.worker_process_init.connect(on_child, weak=False)
     drain_at_the_end(app)
 
