@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import psycopg2
 import pytest
 import redis as redis_client
 
 from tests.cli.said import Command
 from worker.cli.effective import without_secrets
+from worker.stack.postgres import PostgresServer
 from worker.stack.redis import RedisServer
 
 
@@ -116,20 +116,20 @@ def test_a_wrong_setting_goes_before_what_is_away(here: Command) -> None:
 
 
 def test_what_may_lose_jobs_is_a_fault(
-    here: Command, own_redis: RedisServer, database_url: str
+    here: Command, own_redis: RedisServer, own_postgres: PostgresServer
 ) -> None:
-    name = database_url.rpartition("/")[2]
-    with psycopg2.connect(database_url) as connection, connection.cursor() as cursor:
-        cursor.execute(f'ALTER DATABASE "{name}" SET synchronous_commit = off')
-    connection.close()
+    own_postgres.options = {**own_postgres.options, "fsync": "off", "synchronous_commit": "off"}
+    own_postgres.restart()
     with redis_client.Redis.from_url(own_redis.url) as client:
         client.config_set("maxmemory-policy", "allkeys-lru")
         client.lpush("ledger:quarantine", "{}")
 
-    said = here("check", REDIS_URL=own_redis.url)
+    said = here("check", REDIS_URL=own_redis.url, DATABASE_URL=own_postgres.url)
 
     assert said.code == 2
-    assert "✗ Postgres has synchronous_commit = off: an acknowledged commit can be lost" in said.out
+    assert "✓ Postgres 18 answers at" in said.out
+    assert "✗ Postgres has fsync = off: a crash of the machine loses or corrupts" in said.out
+    assert "✓ Postgres has synchronous_commit = off; every session of this service" in said.out
     assert "✗ Redis has maxmemory-policy = allkeys-lru" in said.out
     assert "✓ The quarantine holds 1 entries" in said.out
 

@@ -5,7 +5,8 @@ from collections.abc import Callable
 import pytest
 
 from worker.ledger.database import Ledger
-from worker.ledger.durability import durability_faults, faults_of
+from worker.ledger.durability import durability_faults, mended
+from worker.ledger.safety import faults_of
 
 
 def test_a_server_as_it_comes_keeps_what_it_commits(ledger: Ledger) -> None:
@@ -24,7 +25,8 @@ def test_a_server_as_it_comes_keeps_what_it_commits(ledger: Ledger) -> None:
         ("off", "s1", "synchronous_commit = off: an acknowledged commit can be lost"),
         ("local", "", None),
         ("local", "s1", "before a synchronous standby has it"),
-        ("remote_write", "s1", None),
+        ("remote_write", "", None),
+        ("remote_write", "s1", "before a synchronous standby has it on its disk"),
         ("on", "s1", None),
         ("remote_apply", "s1", None),
     ],
@@ -45,13 +47,14 @@ def test_what_a_crash_can_corrupt_is_a_fault(name: str) -> None:
     assert fault.startswith(f"Postgres has {name} = off") and fault.endswith("set it to on.")
 
 
-@pytest.mark.parametrize(("level", "safe"), [("off", False), ("local", True), ("on", True)])
-def test_the_level_is_read_from_the_server(
-    ledger: Ledger, open_ledger: Callable[..., Ledger], level: str, safe: bool
+@pytest.mark.parametrize("level", ["off", "local", "remote_write", "on"])
+def test_what_a_session_mends_is_no_fault_and_is_told(
+    ledger: Ledger, open_ledger: Callable[..., Ledger], level: str
 ) -> None:
     (row,) = ledger.execute("SELECT current_database() AS name")
     ledger.execute(f'ALTER DATABASE "{row.name}" SET synchronous_commit = {level}')
+    door = open_ledger()
 
-    faults = [fault for fault in durability_faults(open_ledger()) if "synchronous" in fault]
-
-    assert (faults == []) is safe
+    assert not [fault for fault in durability_faults(door) if "synchronous" in fault]
+    assert (mended(door) is None) is (level == "on")
+    assert level in (mended(door) or level)

@@ -579,12 +579,6 @@ def told(one: Any, *, poison: bool | None = None) -> tuple[Any, ...]:
 def test_whatever_happens_the_ledger_and_the_lists_are_what_the_model_says(
     ledger: Ledger, proxy: Proxy, open_ledger: Callable[..., Ledger], settings: Settings
 ) -> None:
-    # What a crash of Postgres would lose is tested elsewhere; without its fsyncs this takes half.
-    ledger.execute(
-        "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET synchronous_commit = off',"
-        " current_database()); END $$"
-    )
-    ledger.close()
     leadership = Leadership("keeper", "tests", 6000)
     assert leadership.take(ledger)
     url = settings.redis_url.get_secret_value()

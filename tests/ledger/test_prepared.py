@@ -13,7 +13,7 @@ from sqlalchemy import text
 from tests.ledger import given
 from worker.jobs.job import Claim, Enqueued
 from worker.jobs.states import State
-from worker.ledger import database, prepared
+from worker.ledger import prepared, session
 from worker.ledger.claim import claim
 from worker.ledger.database import Ledger
 from worker.ledger.enqueue import enqueue
@@ -24,7 +24,7 @@ from worker.ledger.prepared import PLANNED, Prepared
 _LOOK = Prepared("look", text("SELECT task FROM ledger.jobs WHERE id = ANY(CAST(:ids AS text[]))"))
 NOBODY = {"ids": "{nobody}"}
 _PERCENT = Prepared("percent", text("SELECT '100%' WHERE CAST(:name AS text) LIKE '%a%'"))
-_OF_ANOTHER_PROCESS = database._SET_BOUNDS.replace("pg_backend_pid()", "pg_backend_pid() + 1")
+_OF_ANOTHER_PROCESS = session._SET_BOUNDS.replace("pg_backend_pid()", "pg_backend_pid() + 1")
 
 
 @pytest.fixture
@@ -144,7 +144,7 @@ def test_a_pooler_that_gives_numbers_of_its_own_is_known_from_the_start(
 ) -> None:
     # Given a connection on which the server's process is not the one that was named at its start,
     # as PgBouncer's clients have it: each is given a random number to cancel by
-    monkeypatch.setattr(database, "_SET_BOUNDS", _OF_ANOTHER_PROCESS)
+    monkeypatch.setattr(session, "_SET_BOUNDS", _OF_ANOTHER_PROCESS)
 
     # Then nothing is prepared, no error is met, and no setting is left behind
     assert a_life(door, given.lease(door)) is State.SUCCEEDED

@@ -18,7 +18,7 @@ from worker.cli.imports import shadow_fault, tasks_fault
 from worker.errors import InvalidSettings, LedgerError
 from worker.flows.status import NO_KEEPER
 from worker.ledger.database import Ledger
-from worker.ledger.durability import durability_faults, server_version
+from worker.ledger.durability import durability_faults, mended, server_version
 from worker.ledger.migrate import check_schema, head
 from worker.ledger.status import keeper_leads
 from worker.settings import Settings
@@ -83,7 +83,11 @@ def _postgres(settings: Settings) -> Iterator[Finding]:
     url = settings.database_url.get_secret_value()
     timeout = settings.connect_timeout_seconds
     opened = Ledger(
-        url, name="worker check", connect_timeout=timeout, schema=settings.ledger_schema
+        url,
+        name="worker check",
+        connect_timeout=timeout,
+        schema=settings.ledger_schema,
+        bears_unsafe=True,
     )
     with closing(opened) as ledger:
         version, away = _asked("postgres", lambda: server_version(ledger))
@@ -93,6 +97,9 @@ def _postgres(settings: Settings) -> Iterator[Finding]:
         yield Finding("postgres", f"Postgres {version} answers at {without_secrets(url)}.")
         faults, failed = _asked("postgres durability", lambda: durability_faults(ledger))
         yield from _all("postgres durability", faults, failed, "Postgres keeps what it commits.")
+        told, failed = _asked("postgres durability", lambda: mended(ledger))
+        if told or failed:
+            yield failed or Finding("postgres durability", told or "")
         revision, failed = _asked("schema", lambda: check_schema(ledger))
         own = "." if revision == head() else f", which this version, at {head()}, runs on."
         yield failed or Finding("schema", f"The schema is at {revision}{own}")

@@ -19,11 +19,12 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import DisconnectionError
 
-from worker.errors import LedgerUnavailable
+from worker.errors import LedgerUnavailable, NotDurable
 from worker.ledger import prepared
 from worker.ledger.faults import CONCURRENT, READ_ONLY, ConnectionLost, TryAgain, translated
 from worker.ledger.namespace import SCHEMA, rename
 from worker.ledger.prepared import Prepared
+from worker.ledger.session import set_up
 from worker.ledger.silence import NoAnswer, Patience, patience
 from worker.settings import Settings
 
@@ -32,23 +33,6 @@ T = TypeVar("T")
 _TRIES = 5
 #: The longest wait for an answer, in connect timeouts.
 ANSWERS = 2
-#: Seconds after which Postgres ends a transaction of ours that does nothing; none should.
-IDLE_TRANSACTION_SECONDS = 5
-
-# An operator's own shorter limit stays. A pooler gives a number of its own for that of the server's
-# process: behind one, what is prepared may be asked for elsewhere, and a setting is others' too.
-# Where it is prepared, it has one plan for all values: left to itself Postgres may plan each call
-# for its own after all, or not, by the numbers of rows that the first five happened to be about.
-_SET_BOUNDS = """
-    SELECT set_config('default_transaction_isolation', 'read committed', false),
-           set_config('idle_in_transaction_session_timeout', %s, false),
-           set_config('statement_timeout',
-                      CASE WHEN %s > 0 AND (setting::bigint = 0 OR setting::bigint > %s)
-                           THEN %s::text ELSE setting END, false),
-           CASE WHEN pg_backend_pid() = %s
-                THEN set_config('plan_cache_mode', 'force_generic_plan', false) END AS planned
-    FROM pg_settings WHERE name = 'statement_timeout'
-"""
 
 
 class Ledger:
@@ -66,6 +50,11 @@ class Ledger:
             one after `ANSWERS` connect timeouts, so that nobody's locks outlast their holder.
         connections: the most connections this process opens.
         schema: the Postgres schema that holds the tables.
+        bears_unsafe: connect also to a Postgres that may lose what it commits, to look at it.
+
+    Raises (when it connects):
+        NotDurable: this Postgres may lose what it commits, and no session can mend that. One that
+            was safe before counts as away instead, so that what waits for it is not lost.
     """
 
     def __init__(
@@ -77,9 +66,11 @@ class Ledger:
         connections: int = 4,
         waits_for_ever: bool = False,
         schema: str = SCHEMA,
+        bears_unsafe: bool = False,
     ) -> None:
         self._pid = os.getpid()
         self.schema = schema
+        self._bears_unsafe, self._was_safe = bears_unsafe, False
         self._seconds = None if waits_for_ever else ANSWERS * connect_timeout
         watched = (
             {"connection_factory": Patience(self._seconds).connection} if self._seconds else {}
@@ -106,7 +97,7 @@ class Ledger:
         )
 
         rename(self._engine, schema)
-        event.listen(self._engine, "connect", self._set_bounds)
+        event.listen(self._engine, "connect", self._begin)
         event.listen(self._engine, "checkout", _commits_each)
         event.listen(self._engine, "handle_error", _leave_a_standby)
 
@@ -247,17 +238,20 @@ class Ledger:
             return 0
         return _milliseconds(self._seconds * patience()) if patience() > 1 else None
 
-    def _set_bounds(self, connection: Any, record: Any) -> None:
-        """End a transaction whose process was stopped in its middle: it holds locks that others
-        need, such as a lease's that cannot be rescued, or the lead that cannot be taken over. And
-        a statement whose answer nobody waits for any more. A commit is bounded by neither."""
-        with connection.cursor() as cursor:
-            milliseconds = _milliseconds(self._seconds or 0.0)
-            pid = connection.info.backend_pid
-            cursor.execute(_SET_BOUNDS, (f"{IDLE_TRANSACTION_SECONDS}s", *[milliseconds] * 3, pid))
-            *_, planned = cursor.fetchone()
-        connection.commit()
-        prepared.begin(record.info, are_kept=planned is not None, schema=self.schema)
+    def _begin(self, connection: Any, record: Any) -> None:
+        session = set_up(connection, _milliseconds(self._seconds or 0.0))
+        if not self._bears_unsafe:
+            self._refuse_unsafe(connection, session.faults)
+        prepared.begin(record.info, are_kept=session.is_ours, schema=self.schema)
+
+    def _refuse_unsafe(self, connection: Any, faults: list[str]) -> None:
+        if not faults:
+            self._was_safe = True
+            return
+        connection.close()
+        if self._was_safe:
+            raise LedgerUnavailable(f"Postgres came back unsafe and is not used. {faults[0]}")
+        raise NotDurable(faults[0])
 
 
 def _commits_each(driver: Any, *_: Any) -> None:
