@@ -44,7 +44,7 @@ def test_every_fault_is_in_one_report(environment: pytest.MonkeyPatch) -> None:
     report = str(raised.value)
     assert len(report.splitlines()) == 4
     assert "DATABASE_URL is not set; expected Postgres, the ledger" in report
-    assert "REDIS_URL is ***; expected redis://" in report
+    assert "REDIS_URL is http://***@r; expected redis://" in report
     assert "WORKER_CONCURRENCY is 'none'; " in report
     assert "'not-good' is no module name" in report
     assert "s3cret" not in report
@@ -56,7 +56,7 @@ def test_every_fault_is_in_one_report(environment: pytest.MonkeyPatch) -> None:
         ("DATABASE_URL", "mysql://u:s3cret@db/ledger"),
         ("DATABASE_URL", "postgresql://u:s3cret@db:port/ledger"),
         ("DATABASE_URL", "s3cret"),
-        ("REDIS_URL", "unix://s3cret"),
+        ("REDIS_URL", "unix://:s3cret@/run/redis.sock"),
         ("REDIS_URL", "redis://:s3cret@r:99999/0"),
         ("REDIS_URL", "redis://:s3cret@r:1;redis://:s3cret@s:1"),
         ("REDIS_URL", "redis://:a[s3cret]b@r/0"),
@@ -73,7 +73,9 @@ def test_a_bad_address_is_told_without_its_secret(
 ) -> None:
     environment.setenv(variable, bad)
 
-    with pytest.raises(InvalidSettings, match=rf"^{variable} is \*\*\*") as raised:
+    with pytest.raises(
+        InvalidSettings, match=rf"^{variable} is (\w+://\w;)?(\w+://)?\*\*\*"
+    ) as raised:
         Settings.load()
 
     assert "s3cret" not in str(raised.value)
@@ -250,7 +252,9 @@ def test_a_bad_secret_of_a_file_is_not_shown(
     environment.delenv("DATABASE_URL")
     environment.setenv("DATABASE_URL_FILE", str(tmp_path / "secret"))
 
-    with pytest.raises(InvalidSettings, match=r"^DATABASE_URL is \*\*\*; expected") as raised:
+    with pytest.raises(
+        InvalidSettings, match=r"^DATABASE_URL is mysql://\*\*\*@db/x; expected"
+    ) as raised:
         Settings.load()
 
     assert "s3cret" not in str(raised.value)

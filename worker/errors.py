@@ -21,6 +21,7 @@ LedgerError
 │   └── Conflict              409: the id, the key or the state says no
 ├── Unavailable               try again later                    exit 3, HTTP 503
 │   ├── LedgerUnavailable     Postgres is away
+│   │   └── LedgerRefused     Postgres is there, and refuses the role: commands exit 2
 │   └── BrokerUnavailable     Redis is away
 │       └── BrokerRefused     Redis is there, and refuses this one command or key
 └── LeaseLost                 nobody: expected, the job was rescued
@@ -154,6 +155,13 @@ class Unavailable(LedgerError):
 
 class LedgerUnavailable(Unavailable):
     """Postgres cannot be reached now."""
+
+
+class LedgerRefused(LedgerUnavailable):
+    """Postgres is there, and refuses this password, role or database, or a right. A command ends;
+    what runs waits, for a password may be on its way to change."""
+
+    exit_code = 2
 
 
 class BrokerUnavailable(Unavailable):

@@ -13,12 +13,13 @@ from pydantic import (
     Field,
     SecretStr,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from worker.addresses import check_redis, check_schema_name, postgres_address
+from worker.addresses import check_schema_name, masked, postgres_address, redis_address
 from worker.errors import InvalidSettings
 
 #: What the variable of a setting begins with, unless its field names another one.
@@ -188,16 +189,11 @@ class Settings(BaseSettings):
     def _lower(cls, value: Any) -> Any:
         return value.lower() if isinstance(value, str) else value
 
-    @field_validator("database_url", mode="after")
+    @field_validator("database_url", "redis_url", mode="after")
     @classmethod
-    def _read_as_psycopg2(cls, value: SecretStr) -> SecretStr:
-        return SecretStr(postgres_address(value.get_secret_value()))
-
-    @field_validator("redis_url", mode="after")
-    @classmethod
-    def _check_redis(cls, value: SecretStr) -> SecretStr:
-        check_redis(value.get_secret_value())
-        return value
+    def _read_address(cls, value: SecretStr, info: ValidationInfo) -> SecretStr:
+        read = postgres_address if info.field_name == "database_url" else redis_address
+        return SecretStr(read(value.get_secret_value()))
 
     @model_validator(mode="after")
     def _fits_together(self) -> Settings:
@@ -253,6 +249,11 @@ def variable_of(field: str) -> str:
     return str(Settings.model_fields[field].validation_alias or _PREFIX + field.upper())
 
 
+def variables_set() -> list[str]:
+    """The names of this process's variables that begin as those of settings do."""
+    return sorted(name for name in os.environ if name.startswith(_PREFIX))
+
+
 def _from_files() -> tuple[dict[str, str], dict[str, str]]:
     """Secrets by field, from the files that `…_FILE` variables name; faults by variable."""
     values: dict[str, str] = {}
@@ -281,7 +282,8 @@ def _report(error: ValidationError, faults: dict[str, str]) -> dict[str, str]:
         if fault["type"] == "missing":
             told[variable] = f"{variable} is not set; expected {_expected(variable)}."
         else:
-            given = "***" if _is_secret(variable) else repr(fault["input"])
+            hidden = masked(str(fault["input"])) if variable.endswith("_URL") else "***"
+            given = hidden if _is_secret(variable) else repr(fault["input"])
             message = fault["msg"].removeprefix("Value error, ")
             told[variable] = f"{variable} is {given}; {message[0].lower()}{message[1:]}."
     if not faults and all(fault["type"] == "missing" for fault in error.errors()):  # a newcomer

@@ -91,7 +91,7 @@ def test_every_wrong_setting_is_in_one_report(here: Command) -> None:
 
     assert said.code == 2
     assert said.out.splitlines() == [
-        "✗ DATABASE_URL is ***; expected postgresql://user:password@host:port/name.",
+        "✗ DATABASE_URL is mysql://***@h/x; expected postgresql://user:password@host:port/name.",
         "✗ WORKER_POOL is 'gevent'; input should be 'threads', 'prefork' or 'solo'.",
     ]
 
@@ -134,9 +134,13 @@ def test_what_may_lose_jobs_is_a_fault(
     assert "✓ The quarantine holds 1 entries" in said.out
 
 
-def test_an_option_that_nobody_knows_is_no_traceback(here: Command, database_url: str) -> None:
-    said = here("check", DATABASE_URL=f"{database_url}?no_such_option=1")
-    assert said.code == 2
+def test_an_option_that_libpq_does_not_know_is_ignored_and_named(
+    process: Command, database_url: str
+) -> None:
+    said = process("check", DATABASE_URL=f"{database_url}?no_such_option=sesame")
+    assert said.code == 0, said.out
+    assert said.err.count("which are ignored: no_such_option") == 1
+    assert "sesame" not in said.out + said.err
 
 
 def test_an_option_of_redis_that_nobody_knows_is_one_finding_of_many(here: Command) -> None:
@@ -158,12 +162,53 @@ def test_an_option_of_redis_that_nobody_knows_is_one_finding_of_many(here: Comma
             "sentinel://h:1;sentinel://i/0",
         ),
         ("sentinel://:pw;pw@h/0", "sentinel://h/0"),
-        ("postgresql:///n?host=/run", "postgresql:///n"),
-        ("postgresql://u:12/pw@h/n", "***"),
-        ("postgresql://u:12?pw@h/n", "***"),
-        ("postgresql://u:12#pw@h/n", "***"),
+        ("postgresql:///n?host=/run", "postgresql:///run/n"),
+        ("postgresql+psycopg2://u:pw@/n?host=a,b&port=1,2", "postgresql://a:1,b:2/n"),
+        ("postgresql://u:12/pw@h/n", "postgresql://***"),
+        ("postgresql://u:12?pw@h/n", "postgresql://***"),
+        ("postgresql://u:12#pw@h/n", "postgresql://***"),
         ("postgresql://u:p@w@h/n", "postgresql://h/n"),
     ],
 )
 def test_an_address_is_shown_without_its_secrets(url: str, shown: str) -> None:
     assert without_secrets(url) == shown
+
+
+def test_a_misspelt_setting_is_named_with_the_one_that_was_meant(here: Command) -> None:
+    said = here("check", WORKER_CONCURENCY="4", WORKER_TASK="sesame", WORKER_CLASS="gthread")
+
+    assert said.code == 2
+    assert (
+        "✗ WORKER_CONCURENCY is no setting, and is ignored; did you mean WORKER_CONCURRENCY?"
+        in said.out
+    )
+    assert "✗ WORKER_TASK is no setting, and is ignored; did you mean WORKER_TASKS?" in said.out
+    assert "✓ WORKER_CLASS is no setting, and is ignored." in said.out
+    assert "sesame" not in said.out
+
+
+def test_what_kubernetes_sets_for_a_service_is_no_stray(here: Command) -> None:
+    variables = ("SERVICE_HOST", "PORT", "SERVICE_PORT_HTTP", "PORT_80_TCP_ADDR", "MAIL_PORT")
+    said = here("check", **{f"WORKER_{name}": "tcp://10.0.0.1:80" for name in variables})
+    assert said.code == 0
+    assert "is no setting" not in said.out
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (("postgres:", "postgres:wrong"), "password authentication failed"),
+        (("/test_", "/nowhere_"), "does not exist"),
+        (("postgres:", "nobody:"), "authentication failed"),
+    ],
+    ids=["password", "database", "role"],
+)
+def test_what_postgres_refuses_is_the_operators(
+    here: Command, database_url: str, change: tuple[str, str], told: str
+) -> None:
+    url = database_url.replace(*change)
+    for command in (("check",), ("migrate",), ("job", "list")):
+        said = here(*command, DATABASE_URL=url)
+        assert said.code == 2, command
+        assert "Postgres refuses what DATABASE_URL gives: " in said.out + said.err, command
+        assert told in said.out + said.err

@@ -15,6 +15,7 @@ from worker.broker.doorbells import Doorbells
 from worker.cli.answer import printable
 from worker.cli.effective import effective, without_secrets
 from worker.cli.imports import shadow_fault, tasks_fault
+from worker.cli.strays import says, strays
 from worker.errors import InvalidSettings, LedgerError
 from worker.flows.status import NO_KEEPER
 from worker.ledger.database import Ledger
@@ -72,6 +73,9 @@ def _findings(shown: dict[str, str]) -> Iterator[Finding]:
             yield Finding("settings", line, _CONFIGURATION)
         return
     shown |= effective(settings)
+    for name, meant in strays().items():
+        # Another program's WORKER_… is no fault.
+        yield Finding("settings", says(name, meant), _CONFIGURATION if meant else 0)
     yield from _one("package", lambda: shadow_fault(Path.cwd()), "Nothing shadows the package.")
     yield from _postgres(settings)
     yield from _redis(settings)

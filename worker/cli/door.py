@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from worker.client import Client
-from worker.errors import LedgerUnavailable
+from worker.errors import LedgerRefused, LedgerUnavailable
 from worker.ledger.migrate import check_schema
 from worker.settings import Settings
 
@@ -21,12 +21,15 @@ def opened() -> Iterator[Client]:
 
     Raises:
         InvalidSettings, SchemaMissing, SchemaOutdated, SchemaNewer: the operator must act.
+        LedgerRefused: Postgres refuses the role, its password or the database.
         LedgerUnavailable: Postgres is away.
     """
     logging.basicConfig(level=logging.WARNING, format="Warning: %(message)s")
     with Client(Settings.load()) as client:
         try:
             check_schema(client.ledger)
+        except LedgerRefused:
+            raise
         except LedgerUnavailable as exc:
             raise LedgerUnavailable(f"{exc}; check DATABASE_URL, or start Postgres.") from None
         yield client

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from urllib.parse import urlsplit
+from itertools import zip_longest
+from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import SecretStr
 
@@ -24,11 +25,20 @@ def without_secrets(url: str) -> str:
     if others:
         return ";".join(without_secrets(part) for part in (first, *others))
     parts = urlsplit(url)
+    scheme = parts.scheme.partition("+")[0]
     # A password with a bare "/", "?" or "#" in it spills over into what follows the host.
     if "@" in f"{parts.path}{parts.query}{parts.fragment}":
-        return "***"
-    host = parts.netloc.rpartition("@")[2]
-    return f"{parts.scheme.partition('+')[0]}://{host}{parts.path}"
+        return f"{scheme}://***"
+    host = parts.netloc.rpartition("@")[2] or _hosts(parts.query)
+    return f"{scheme}://{host}{parts.path}"
+
+
+def _hosts(query: str) -> str:
+    """The hosts of an address that has them in its query: several, or a folder of sockets."""
+    asked = dict(parse_qsl(query))
+    hosts, ports = asked.get("host", ""), asked.get("port", "")
+    pairs = zip_longest(hosts.split(","), ports.split(","), fillvalue="")
+    return ",".join(f"{host}:{port}" if port else host for host, port in pairs)
 
 
 def _shown(field: str, value: object) -> str:

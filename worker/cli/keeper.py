@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from worker.cli.strays import warn
 from worker.keeper.cluster import Cluster
 from worker.keeper.duties import all_duties
 from worker.keeper.keeper import Keeper
@@ -23,6 +24,7 @@ def keeper() -> None:
     Exit codes: 0 stopped, 2 the schema or a setting is wrong, 70 it was wedged.
     """
     settings = Settings.load()
+    warn()
     set_up(settings.log_level)
     keep = Keeper(settings, all_duties(Cluster.found()))
     keep.health.serve()

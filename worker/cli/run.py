@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from worker.broker.doorbells import Doorbells
+from worker.cli.strays import warn
 from worker.errors import BrokerUnavailable, LedgerUnavailable, SchemaMissing, SchemaOutdated
 from worker.ledger.database import Ledger
 from worker.ledger.migrate import check_schema
@@ -39,6 +40,7 @@ def run(
     """
     chosen: dict[str, Any] = {"pool": pool} if pool else {}
     settings = Settings.load(**chosen)
+    warn()
     _preflight(settings)
     from worker.runtime.app import create_app  # Celery takes half a second to import
     from worker.runtime.install import durability_of

@@ -7,7 +7,13 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
-from worker.errors import BrokerUnavailable, LeaseLost, LedgerError, LedgerUnavailable
+from worker.errors import (
+    BrokerUnavailable,
+    LeaseLost,
+    LedgerError,
+    LedgerRefused,
+    LedgerUnavailable,
+)
 from worker.ledger.database import Ledger
 from worker.ledger.start import Start
 from worker.settings import Settings
@@ -111,7 +117,9 @@ class Health:
             if name in self._late(self._settings.connect_timeout_seconds * 2):
                 known.add(f"A round of {name} takes long.")
             trouble = self._trouble.get(name)
-            if isinstance(trouble, LedgerUnavailable):
+            if isinstance(trouble, LedgerRefused):
+                known.add("Postgres refuses the role, its password or the database.")
+            elif isinstance(trouble, LedgerUnavailable):
                 known.add("Postgres does not answer.")
             elif isinstance(trouble, BrokerUnavailable):
                 known.add("Redis does not answer, or refuses.")

@@ -10,7 +10,13 @@ import psycopg2
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from worker.errors import InvalidSettings, LedgerError, LedgerUnavailable, SchemaMissing
+from worker.errors import (
+    InvalidSettings,
+    LedgerError,
+    LedgerRefused,
+    LedgerUnavailable,
+    SchemaMissing,
+)
 from worker.ledger.silence import NoAnswer
 
 #: SQLSTATEs after which the same transaction may simply be tried again: a deadlock, and what cannot
@@ -18,6 +24,18 @@ from worker.ledger.silence import NoAnswer
 CONCURRENT = ("40P01", "40001")
 #: The server refuses or ends the session: crash, shutdown, too many connections, starting up.
 _AWAY_CLASSES = ("08", "57P", "53", "25P03")
+#: The password, the role, the database or a right.
+_REFUSES_CLASSES = ("28", "3D", "42501")
+#: The same at a connect, where psycopg2 knows no SQLSTATE. Source: auth.c, hba.c, postinit.c and
+#: miscinit.c of Postgres 15 to 18, libpq, and PgBouncer. A server that speaks another language is
+#: taken to be away.
+_REFUSES = re.compile(
+    r"authentication failed for user|no password supplied|(role|database) \".*\" does not exist"
+    r"|no pg_hba\.conf entry|pg_hba\.conf rejects|is not permitted to log in"
+    r"|permission denied for database|no such (user|database)|SASL authentication failed"
+    r"|server does not support SSL|certificate verify failed|root certificate file"
+    r"|server certificate for"
+)
 #: What is wrong with the data: out of range, against a constraint, or too large for an index.
 _REFUSED_CLASSES = ("22", "23", "54")
 #: A table is missing, or the schema that should hold it.
@@ -86,6 +104,8 @@ def _meaning(error: BaseException | None, is_lost: bool = False) -> Exception | 
         return ConnectionLost("This Postgres takes no writes: it is a standby, or set read-only.")
     if is_lost or (not state and isinstance(error, psycopg2.InterfaceError)):
         return ConnectionLost("The connection to Postgres was lost; try again.")
+    if state.startswith(_REFUSES_CLASSES) or (not state and _REFUSES.search(str(error))):
+        return LedgerRefused(f"Postgres refuses what DATABASE_URL gives: {first_line(error)}")
     if state.startswith(_AWAY_CLASSES) or (
         not state and isinstance(error, psycopg2.OperationalError)
     ):
@@ -103,6 +123,9 @@ def _meaning(error: BaseException | None, is_lost: bool = False) -> Exception | 
 
 
 def first_line(error: BaseException | None) -> str:
-    """The first line of an error's text: what it says, without hints and the statement."""
+    """The first line of an error's text: what it says, without hints and the statement. Of a
+    connect to several hosts what each of them said."""
     lines = str(error).strip().splitlines()
+    if len(lines) > 1 and lines[0].startswith("connection to server"):
+        return "; ".join(line for line in lines if not line.startswith("\t"))
     return lines[0] if lines else type(error).__name__

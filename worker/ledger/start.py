@@ -6,12 +6,13 @@ import logging
 import time
 from collections.abc import Callable
 
-from worker.errors import LedgerUnavailable, SchemaMissing, SchemaOutdated
+from worker.errors import LedgerRefused, LedgerUnavailable, SchemaMissing, SchemaOutdated
 
 logger = logging.getLogger(__name__)
 
-#: What a probe is told; neither names an address, nor a version.
+#: What a probe is told; none names an address, nor a version.
 _FOR_POSTGRES = "Postgres does not answer."
+_FOR_ACCESS = "Postgres refuses the role, its password or the database."
 _FOR_SCHEMA = "The schema is waited for; run `worker migrate`."
 
 
@@ -40,9 +41,10 @@ class Start:
         try:
             steps()
         except LedgerUnavailable as exc:
-            if self.waits_for != _FOR_POSTGRES:
+            reason = _FOR_ACCESS if isinstance(exc, LedgerRefused) else _FOR_POSTGRES
+            if self.waits_for != reason:
                 logger.warning("Waiting for Postgres: %s", exc)
-            self.waits_for = _FOR_POSTGRES
+            self.waits_for = reason
             return False
         except (SchemaMissing, SchemaOutdated) as exc:
             now = time.monotonic()

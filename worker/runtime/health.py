@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Any
 from celery.concurrency.solo import TaskPool as Solo
 
 from worker.broker.doorbells import Doorbells
-from worker.errors import BrokerUnavailable, ConfigurationError, LedgerError, LedgerUnavailable
+from worker.errors import (
+    BrokerUnavailable,
+    ConfigurationError,
+    LedgerError,
+    LedgerRefused,
+    LedgerUnavailable,
+)
 from worker.ledger.database import Ledger
 from worker.runtime.claims import Phase
 from worker.telemetry.health import HealthServer
@@ -216,6 +222,8 @@ class Health:
 
 def _said(trouble: LedgerError) -> str:
     """Why it does not go, without the addresses that a driver's error names."""
+    if isinstance(trouble, LedgerRefused):
+        return "Postgres refuses the role, its password or the database."
     if isinstance(trouble, LedgerUnavailable):
         return _LEDGER_AWAY
     if isinstance(trouble, BrokerUnavailable):
