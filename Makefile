@@ -118,9 +118,13 @@ venv: .venv/installed ## Make .venv, or bring it up to date
 .venv/installed: requirements-dev.lock pyproject.toml
 	@test -n "$(PYTHON)" || { echo "No Python from 3.11 to 3.13 that can make a virtual" \
 		"environment was found; install one (on Debian: apt-get install python3-venv)." >&2; exit 1; }
-	"$(PYTHON)" -m venv --clear .venv
-	$(BIN)/python -m pip install --quiet --require-hashes -r requirements-dev.lock
-	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	@echo "Making .venv with $(PYTHON) ..."
+	@"$(PYTHON)" -m venv --clear .venv
+	@echo "Installing $$(grep -c '^[a-z].*==' requirements-dev.lock) packages into it; this takes" \
+		"a minute or two, and needs the network ..."
+	@$(BIN)/python -m pip install --quiet --require-hashes -r requirements-dev.lock
+	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	@echo ".venv is ready."
 	@touch $@
 
 .PHONY: lock

@@ -80,7 +80,6 @@ def test_all_is_well_when_every_webhook_is_on_both_sides() -> None:
         ([*GOOD, job("b")], "but 3 rows"),
         ([GOOD[0], job("c")], "but 2 rows"),
         ([GOOD[0], job("b", state=State.FAILED, error="no")], "b is failed: no"),
-        ([GOOD[0], job("b", state=State.RUNNING, finished_at=None)], "b is running"),
         ([GOOD[0], job("b", result=None)], "no result"),
         ([job("a"), job("b")], "No job was rescued"),
     ],
@@ -89,6 +88,16 @@ def test_what_the_ledger_lacks_is_a_fault(jobs: list[Job], fault: str) -> None:
     bad = verdict(jobs)
     assert fault in " ".join(bad.faults)
     assert bad.as_json()["ok"] is False
+
+
+@pytest.mark.parametrize("state", [State.SCHEDULED, State.QUEUED, State.RUNNING])
+def test_a_job_that_is_not_done_when_the_time_runs_out_is_late_and_not_lost(state: State) -> None:
+    late = verdict([job("a"), job("b", state=state, finished_at=None, result=None)])
+
+    assert late.faults == []
+    assert (late.waiting, late.failed) == (1, 0)
+    assert late.late is not None and "None of them is lost" in late.late
+    assert late.as_json()["ok"] is False
 
 
 def test_a_result_that_the_receiver_does_not_know_is_a_fault() -> None:

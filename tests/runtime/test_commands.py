@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from celery import Celery
+from celery import Celery, chain
 from celery.canvas import StampingVisitor  # type: ignore[attr-defined] # its stubs lack it
 from kombu import Connection
 
@@ -96,6 +96,16 @@ def test_a_purge_leaves_what_runs_and_what_waits_for_other_jobs(
     assert app.control.purge() == 1
 
     assert states(client, [parked, waiting]) == [State.SCHEDULED, State.CANCELLED]
+
+
+def test_what_was_to_follow_a_purged_job_is_cancelled_with_it(app: Celery, client: Client) -> None:
+    steps = [app.signature("tests.add", (1,), immutable=True) for _ in range(3)]
+    last: Any = chain(*steps, app=app).apply_async()
+
+    assert app.control.purge() == 1
+
+    ids = [last.id, last.parent.id, last.parent.parent.id]
+    assert set(states(client, ids)) == {State.CANCELLED}
 
 
 def test_a_deleted_queue_runs_nothing_more(app: Celery, client: Client) -> None:

@@ -82,11 +82,27 @@ def test_two_stacks_on_two_folders_run_at_once(data: Path) -> None:
         assert one.environment != two.environment
 
 
-def test_a_taken_port_is_no_obstacle(data: Path) -> None:
+def test_its_ports_stay_from_start_to_start_while_they_are_free(data: Path) -> None:
+    with stores(data / "other"), stores(data) as stack:  # the preferred ones may be taken
+        before = stack.environment
+
+    with stores(data) as stack:
+        assert stack.environment == before
+    with (
+        socket.create_server(("127.0.0.1", stack.postgres.port)) as taken,
+        stores(data) as stack,
+    ):
+        assert stack.postgres.port != taken.getsockname()[1]
+
+
+def test_a_port_that_was_chosen_is_used_or_refused(data: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with Stack(data, workers=0, keepers=0, postgres_port=port) as stack:
-            assert stack.postgres.port != port
+        with pytest.raises(StackError, match=f"Port {port} of 127.0.0.1 is taken; stop"):
+            Stack(data, workers=0, keepers=0, postgres_port=port).start()
+
+    with Stack(data, workers=0, keepers=0, postgres_port=port) as stack:
+        assert stack.postgres.port == port
 
 
 def test_a_store_that_dies_is_started_again_at_its_address(data: Path) -> None:

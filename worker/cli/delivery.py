@@ -19,7 +19,7 @@ from worker.ledger.catalogue import read_catalogue
 from worker.stack.receiver import Receiver
 from worker.stack.stack import Stack
 
-#: Seconds until every webhook must be final.
+#: Seconds until every webhook should be final: then the demo ends, and says what waits still.
 PATIENCE: Final = 180.0
 POLL_SECONDS: Final = 0.2
 
@@ -36,16 +36,25 @@ class Delivery:
         receiver: what the jobs deliver to; it holds its callers half-way when `kill`.
         console: where progress goes.
         kill: whether a worker is killed half-way.
+        patience: seconds until every webhook should be final.
     """
 
     def __init__(
-        self, stack: Stack, client: Client, receiver: Receiver, console: Console, *, kill: bool
+        self,
+        stack: Stack,
+        client: Client,
+        receiver: Receiver,
+        console: Console,
+        *,
+        kill: bool,
+        patience: float = PATIENCE,
     ) -> None:
         self._stack = stack
         self._client = client
         self._receiver = receiver
         self._console = console
         self._kill = kill
+        self._patience = patience
 
     def run(self, jobs: Sequence[NewJob]) -> Verdict:
         """Enqueue, kill half-way, wait for the rest, judge."""
@@ -80,7 +89,7 @@ class Delivery:
 
     def _wait(self, ids: Sequence[str], wanted: int, started: float, show: Show) -> None:
         """Until so many are final, or the patience is over: the verdict then names what lacks."""
-        while time.monotonic() - started < PATIENCE:
+        while time.monotonic() - started < self._patience:
             self._tick()
             with suppress(Unavailable):  # a store may be starting again
                 counts = self._client.counts(ids)

@@ -16,7 +16,7 @@ from typing import Final
 import click
 from rich.console import Console
 
-from worker.cli.delivery import Delivery
+from worker.cli.delivery import PATIENCE, Delivery
 from worker.cli.verdict import Verdict
 from worker.client import Client
 from worker.jobs.job import NewJob
@@ -53,21 +53,31 @@ _ENDING: Final = (signal.SIGTERM, signal.SIGHUP)
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option("--kill/--no-kill", default=True, show_default=True, help="Kill a worker half-way.")
-def demo(file: Path, data: Path | None, as_json: bool, kill: bool) -> None:
-    """Deliver 500 webhooks while a worker is killed; exit 0 only if none was lost.
+@click.option(
+    "--patience",
+    metavar="SECONDS",
+    type=click.FloatRange(1),
+    default=PATIENCE,
+    show_default=True,
+    help="Wait so long for the last result.",
+)
+def demo(file: Path, data: Path | None, as_json: bool, kill: bool, patience: float) -> None:
+    """Deliver 500 webhooks while a worker is killed; exit 0 only if all arrived and none was lost.
 
     Starts Postgres, Redis, two workers, a keeper and a webhook receiver with bad manners, all on
     127.0.0.1, and leaves nothing behind.
     """
     console = Console(stderr=as_json, highlight=False)
     with _stopped_like_ctrl_c(), _folder(data) as folder:
-        verdict = _deliver(folder, _read(file), console, kill=kill)
+        verdict = _deliver(folder, _read(file), console, kill=kill, patience=patience)
     _print(verdict, console, as_json=as_json)
-    if verdict.faults:
+    if verdict.faults or verdict.late:
         raise click.exceptions.Exit(1)
 
 
-def _deliver(folder: Path, lines: Sequence[str], console: Console, *, kill: bool) -> Verdict:
+def _deliver(
+    folder: Path, lines: Sequence[str], console: Console, *, kill: bool, patience: float
+) -> Verdict:
     """Start everything, run the jobs, stop everything."""
     secret = secrets.token_urlsafe(24)
     environment = {
@@ -91,7 +101,8 @@ def _deliver(folder: Path, lines: Sequence[str], console: Console, *, kill: bool
         )
         with closing(Client(settings)) as client:
             jobs = _jobs(lines, receiver.url, settings)
-            return Delivery(stack, client, receiver, console, kill=kill).run(jobs)
+            delivery = Delivery(stack, client, receiver, console, kill=kill, patience=patience)
+            return delivery.run(jobs)
 
 
 def _read(file: Path) -> list[str]:
@@ -128,7 +139,9 @@ def _print(verdict: Verdict, console: Console, *, as_json: bool) -> None:
     console.print(verdict.as_table())
     for fault in verdict.faults:
         console.print(f"Failed: {fault}", style="red", markup=False, soft_wrap=True)
-    if not verdict.faults:
+    if verdict.late:
+        console.print(f"Late: {verdict.late}", style="yellow", markup=False, soft_wrap=True)
+    elif not verdict.faults:
         console.print(f"All {verdict.accepted} webhooks were delivered; none was lost.")
 
 

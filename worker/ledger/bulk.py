@@ -96,8 +96,8 @@ _REPLAY = text("""
     UPDATE ledger.jobs
     SET state = 'queued', lost = 0, suspicion = 0, lease = NULL, result = NULL,
         result_type = NULL, children = NULL, error = NULL, traceback = NULL, finished_at = NULL,
-        expires_at = NULL, run_at = NULL, dispatch_seq = nextval('ledger.dispatch_seq'),
-        dispatched_at = clock_timestamp(), rings = 1
+        progress = NULL, progress_state = NULL, expires_at = NULL, run_at = NULL,
+        dispatch_seq = nextval('ledger.dispatch_seq'), dispatched_at = clock_timestamp(), rings = 1
     FROM locked WHERE jobs.id = locked.id
     RETURNING jobs.id, jobs.list, jobs.dispatch_seq
 """)

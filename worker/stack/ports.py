@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 import socket
+from pathlib import Path
 
 from worker.errors import StackError
 
@@ -25,6 +27,27 @@ def choose(preferred: int | None) -> int:
         if _is_free(port):
             return port
     raise StackError(f"No free TCP port was found on 127.0.0.1 from {_FROM} to {_TO}.")
+
+
+def demand(port: int) -> None:
+    """Make sure that a port which somebody has chosen can be used.
+
+    Raises:
+        StackError: something has it.
+    """
+    if not _is_free(port):
+        raise StackError(
+            f"Port {port} of 127.0.0.1 is taken; stop what has it, or choose another --port."
+        )
+
+
+def remembered(file: Path) -> dict[str, int]:
+    """The ports by name that were written to `file` by an earlier start; none where it is not."""
+    try:
+        said = json.loads(file.read_text())
+        return {str(name): int(port) for name, port in said.items() if 0 < int(port) < 65536}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
 
 
 def _is_free(port: int) -> bool:

@@ -11,13 +11,15 @@ from types import TracebackType
 from typing import Final, Self
 
 from worker.errors import StackError
-from worker.stack import lock
+from worker.stack import lock, ports
 from worker.stack.postgres import PostgresServer
 from worker.stack.redis import RedisServer
 from worker.stack.server import prepare_folder, write_private
 from worker.stack.services import Service, Supervisor, stop_all
 
-#: Preferred, not promised: whoever needs an address asks `worker env`.
+#: The file in the data directory that keeps the ports from start to start.
+_PORTS: Final = "ports.json"
+#: Preferred at the first start, not promised: whoever needs an address asks `worker env`.
 POSTGRES_PORT: Final = 54329
 REDIS_PORT: Final = 63799
 
@@ -39,7 +41,8 @@ class Stack:
         keepers: how many keepers.
         app: a Celery app whose workers they are, named as for `celery -A`; `None`: `worker run`'s.
         environment: variables for the services, added to this process's own.
-        postgres_port: the preferred port; when it is taken, a free one is chosen.
+        postgres_port: the port; it must be free. `None`: that of the last start on this data, at
+            first `POSTGRES_PORT`; when it is taken, a free one is chosen.
         redis_port: ditto.
         drain_seconds: what the workers were told to give running jobs at a shutdown.
     """
@@ -52,16 +55,22 @@ class Stack:
         keepers: int = 1,
         app: str | None = None,
         environment: Mapping[str, str] | None = None,
-        postgres_port: int = POSTGRES_PORT,
-        redis_port: int = REDIS_PORT,
+        postgres_port: int | None = None,
+        redis_port: int | None = None,
         drain_seconds: float = 30.0,
     ) -> None:
         self.data = data.absolute()
         self.logs = self.data / "logs"
+        self._demanded = [port for port in (postgres_port, redis_port) if port is not None]
+        preferred = ports.remembered(self.data / _PORTS)
         self.postgres = PostgresServer(
-            self.data / "postgres", port=postgres_port, options={"max_connections": "200"}
+            self.data / "postgres",
+            port=postgres_port or preferred.get("postgres", POSTGRES_PORT),
+            options={"max_connections": "200"},
         )
-        self.redis = RedisServer(self.data / "redis", port=redis_port)
+        self.redis = RedisServer(
+            self.data / "redis", port=redis_port or preferred.get("redis", REDIS_PORT)
+        )
         self.workers: list[Service] = []
         self.keepers: list[Service] = []
         self._counts = (workers, keepers)
@@ -90,6 +99,8 @@ class Stack:
         """
         self._take_folder()
         try:
+            for port in self._demanded:
+                ports.demand(port)
             progress("Starting Postgres")
             self.postgres.start()
             progress("Starting Redis")
@@ -97,6 +108,8 @@ class Stack:
             progress("Migrating the database")
             self._migrate()
             self._check_app()
+            now = {"postgres": self.postgres.port, "redis": self.redis.port}
+            write_private(self.data / _PORTS, json.dumps(now))
             self._start_services(progress)
             write_private(self.data / "stack.json", json.dumps(self.environment))
         except BaseException:
