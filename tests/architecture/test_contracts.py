@@ -22,8 +22,8 @@ from celery.app.task import Task
 from celery.apps import worker as celery_worker
 from celery.concurrency import prefork
 from celery.exceptions import Ignore
+from celery.worker import WorkController, state
 from celery.worker import request as celery_request
-from celery.worker import state
 from celery.worker.consumer import consumer as celery_consumer
 from kombu import Connection
 from kombu.asynchronous import Hub
@@ -346,3 +346,46 @@ def test_a_request_asks_its_eventer_before_it_sends() -> None:
     celery_request.Request.send_event(Asked(), "task-started")
 
     assert sent == [("task-started", "a")]
+
+
+def test_every_connection_of_an_app_is_made_at_one_point(app: Celery) -> None:
+    # worker/runtime/durable_app.py: what configuration says of the broker is not asked
+    asked: list[str | None] = []
+
+    class Watched(Celery):
+        def _connection(self, url: str | None, **options: Any) -> Any:
+            asked.append(url)
+            return super()._connection(url, **options)  # type: ignore[misc] # private
+
+    watched: Any = Watched("contract", set_as_current=False, broker="memory://")
+    for connect in (watched.connection, watched.connection_for_read, watched.connection_for_write):
+        connect(transport_options={"a": 1})
+    with watched.connection_or_acquire(), watched.producer_or_acquire():
+        pass
+    assert set(asked) == {"memory://"} and len(asked) == 5  # two pools
+    source = inspect.getsource(Celery)
+    assert source.count("amqp.Connection(") == 1
+
+
+def test_an_apps_backend_sender_and_early_settings_are_where_we_take_hold_of_them(
+    app: Celery,
+) -> None:
+    # worker/runtime/durable_app.py, worker/runtime/configuration.py
+    early: Any = Celery("contract", set_as_current=False, task_serializer="yaml")
+    early.conf.update(result_serializer="pickle")
+    assert not early.configured
+    assert (early._preconf["task_serializer"], early._preconf["result_serializer"]) == (
+        "yaml",
+        "pickle",
+    )
+    assert "self._get_backend()" in inspect.getsource(Celery.backend.fget)  # type: ignore[attr-defined] # a property
+    assert "_create_task_sender()" in inspect.getsource(amqp.AMQP.send_task_message.func)
+    assert "task_type=self" in inspect.getsource(Task.apply_async)
+
+
+def test_a_worker_reads_its_settings_before_the_signal_and_makes_its_consumer_after_it() -> None:
+    # worker/runtime/prepare.py decides between the two
+    made = inspect.getsource(WorkController.__init__)
+    assert made.index("setup_defaults(") < made.index("setup_instance(")
+    instance = inspect.getsource(WorkController.setup_instance)
+    assert instance.index("worker_init.send") < instance.index("blueprint.apply")

@@ -425,3 +425,19 @@ def test_what_is_overridden_is_said_once_without_secrets(
     assert "broker_url (amqp), result_backend (redis)" in record.getMessage()
     assert "secret" not in caplog.text
     app.close()
+
+
+def test_a_mirror_that_cannot_be_written_changes_nothing(
+    client: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Given an app that names Django's result backend, where there is no Django
+    app: Any = durable(Celery("shop", set_as_current=False))
+    app.conf.result_backend = "django-db"
+    sent = app.send_task("shop.order")
+
+    app.backend.mark_as_revoked(sent.id, "not wanted")
+
+    assert sent.state == states.REVOKED
+    assert "result_backend (django-db, which is written too) is not used" in caplog.text
+    assert f"Job {sent.id} is not written to the app's own result backend" in caplog.text
+    app.close()

@@ -35,6 +35,16 @@ CONNECTION: Final = {
 }
 
 
+#: Result backends of databases, which are written beside the ledger: see `worker.runtime.mirror`.
+MIRRORED: Final = frozenset(
+    {
+        "django-db",
+        "django_celery_results.backends:DatabaseBackend",
+        "django_celery_results.backends.database:DatabaseBackend",
+    }
+)
+
+
 def refuse_unsupported(app: Celery) -> None:
     """Refuse settings under which a job would be accepted and then fail.
 
@@ -141,7 +151,8 @@ def overridden(app: Celery, redis_url: str, *, is_worker: bool) -> Iterator[str]
     if transport and str(transport) not in _REDIS:
         yield f"broker_transport ({transport})"
     if backend := own_backend(app):
-        yield f"result_backend ({scheme_of(backend)})"
+        also = ", which is written too" if backend in MIRRORED else ""
+        yield f"result_backend ({scheme_of(backend)}{also})"
     for name in WORKER if is_worker else ():
         if conf.value_set_for(name) and conf.get(name) != WORKER[name]:
             yield name

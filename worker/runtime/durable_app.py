@@ -24,6 +24,7 @@ from worker.runtime.install import Durability, durable
 from worker.settings import Settings
 
 BACKEND = "worker.runtime.results:LedgerBackend"
+MIRROR = "worker.runtime.mirror:backend_class"
 CONTROL = "worker.runtime.control:LedgerControl"
 
 
@@ -61,7 +62,7 @@ class DurableApp:
 
     def _get_backend(self) -> Any:
         self.ledger.verify()
-        return symbol_by_name(BACKEND)(app=self)
+        return symbol_by_name(MIRROR)(self)(app=self)
 
     @property
     def backend(self) -> Any:
