@@ -111,6 +111,7 @@ class Claim:
         task, queue, message: what to run.
         lost: how many of its attempts were lost alone until now.
         suspicion: 0 for none, 1 for a suspect, 2 for one that must run alone.
+        redelivered: whether its last attempt was lost or given back, as a broker would say.
     """
 
     fence: Fence
@@ -119,6 +120,7 @@ class Claim:
     message: Message
     lost: int = 0
     suspicion: int = 0
+    redelivered: bool = False
 
 
 @dataclass(frozen=True, slots=True)

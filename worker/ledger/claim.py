@@ -33,6 +33,15 @@ _MINE = """
 # hashed once: an array would be read through for each job.
 _KNOWN = "((SELECT tasks FROM mine) IS NULL OR jobs.task IN (SELECT task FROM known))"
 
+# Of a first attempt, as nearly all are, nothing more is read.
+_REDELIVERED = """
+    CASE WHEN jobs.attempt > 1
+         THEN EXISTS (SELECT FROM ledger.attempts
+                      WHERE attempts.job_id = jobs.id AND attempts.number = jobs.attempt - 1
+                        AND attempts.outcome IN ('lost', 'released'))
+         ELSE false END AS redelivered
+"""
+
 _GRANT = f"""
     UPDATE ledger.jobs
     SET state = 'running', attempt = attempt + 1, lease = mine.lease, worker = mine.name,
@@ -42,7 +51,7 @@ _GRANT = f"""
     FROM wanted, mine
     WHERE jobs.id = wanted.id AND jobs.state = {QUEUED}
     RETURNING jobs.id, jobs.attempt, jobs.lease, jobs.task, jobs.queue, jobs.envelope, jobs.body,
-              jobs.lost, jobs.suspicion
+              jobs.lost, jobs.suspicion, {_REDELIVERED}
 """  # noqa: S608 -- constants of the ledger
 
 _CLAIM = Prepared(
@@ -89,16 +98,18 @@ _CLAIM_SUSPECTS = text(f"""
     {_GRANT}
 """)  # noqa: S608 -- constants of the ledger
 
-_HELD = text("""
-    SELECT id, attempt, lease, task, queue, envelope, body, lost, suspicion FROM ledger.jobs
+_HELD = text(f"""
+    SELECT id, attempt, lease, task, queue, envelope, body, lost, suspicion, {_REDELIVERED}
+    FROM ledger.jobs
     WHERE state = 'running' AND lease = :lease AND id = ANY(CAST(:ids AS text[]))
-""")
+""")  # noqa: S608 -- constants of the ledger
 
-_HELD_UNKNOWN = text("""
-    SELECT id, attempt, lease, task, queue, envelope, body, lost, suspicion FROM ledger.jobs
+_HELD_UNKNOWN = text(f"""
+    SELECT id, attempt, lease, task, queue, envelope, body, lost, suspicion, {_REDELIVERED}
+    FROM ledger.jobs
     WHERE state = 'running' AND lease = :lease AND id <> ALL(CAST(:known AS text[]))
     ORDER BY id LIMIT :most
-""")
+""")  # noqa: S608 -- constants of the ledger
 
 
 def claim(ledger: Ledger, lease: str, ids: Sequence[str]) -> list[Claim]:
@@ -212,7 +223,5 @@ def _rows(rows: Iterable[Sequence[Any]]) -> list[Claim]:
 
 
 def _claim_of(row: Sequence[Any]) -> Claim:
-    job_id, attempt, lease, task, queue, envelope, body, lost, suspicion = row
-    return Claim(
-        Fence(job_id, attempt, lease), task, queue, Message(envelope, bytes(body)), lost, suspicion
-    )
+    job_id, attempt, lease, task, queue, envelope, body, *more = row
+    return Claim(Fence(job_id, attempt, lease), task, queue, Message(envelope, bytes(body)), *more)

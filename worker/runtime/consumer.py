@@ -31,6 +31,7 @@ from worker.runtime.process import Process
 from worker.runtime.rates import Rates
 from worker.runtime.request import ClaimedRequest, received
 from worker.runtime.routes import refuse_unserved
+from worker.runtime.strategies import refuse_strategies
 
 logger = logging.getLogger(__name__)
 
@@ -115,6 +116,7 @@ class LedgerConsumer(celery_consumer.Consumer):  # type: ignore[misc] # Celery's
         self._rates = Rates()
         self._requests: dict[str, type[ClaimedRequest]] = {}
         self._accept = prepare_accept_content(self.app.conf.accept_content)
+        refuse_strategies(self.app)
 
     @property
     def task_consumer(self) -> ClaimConsumer | None:
@@ -246,11 +248,21 @@ class LedgerConsumer(celery_consumer.Consumer):  # type: ignore[misc] # Celery's
             delivery_tag=claim.fence.id,
             content_type=envelope["content-type"],
             content_encoding=envelope["content-encoding"],
-            delivery_info={"exchange": "", "routing_key": claim.queue},
+            delivery_info=_delivery_info(claim, envelope["properties"]),
             headers=envelope["headers"],
             properties=envelope["properties"],
             accept=self._accept,
         )
+
+
+def _delivery_info(claim: Claim, properties: dict[str, Any]) -> dict[str, Any]:
+    """How the message was sent, and whether this is not the first time that it is delivered."""
+    sent = properties.get("delivery_info") or {}
+    return {
+        "exchange": sent.get("exchange") or "",
+        "routing_key": sent.get("routing_key") or claim.queue,
+        "redelivered": claim.redelivered,
+    }
 
 
 def _read(text: str) -> Any:

@@ -25,6 +25,10 @@ FROM_CELERY: Final = {
 }
 
 
+#: The content type of an ignored result; a failure's exception is kept all the same.
+IGNORED: Final = "ignored"
+
+
 class JobFailed(Exception):
     """What `AsyncResult.get` raises for a job that failed without an exception of its own."""
 
@@ -36,7 +40,7 @@ def celery_state(job: Job) -> str:
     result that is ignored; and what a task said of itself stands until something else is stored.
     The part of a group has ended for those who wait for the group, whatever it ignores.
     """
-    if job.state is State.SUCCEEDED and job.result is None and job.group_id is None:
+    if job.state.is_final and job.result_type == IGNORED and job.group_id is None:
         return job.progress_state or states.PENDING
     if job.state.is_final:
         return TO_CELERY[job.state]
@@ -89,8 +93,8 @@ def meta_of_end(end: Finish, decode: Callable[[bytes], Any]) -> tuple[str, Any, 
     result = None if end.result is None else decode(end.result)
     if state is None:
         state = states.PENDING if end.result is None else states.RETRY
-    elif state == states.SUCCESS and end.result is None:
-        state = states.PENDING  # it is ignored
+    elif end.result_type == IGNORED:
+        state, result = states.PENDING, None
     elif state == states.REVOKED:
         result = _exception("TaskRevokedError", "celery.exceptions", end.error)
     elif state == states.FAILURE and end.result is None:

@@ -36,6 +36,8 @@ class ClaimedRequest(Request):  # type: ignore[misc] # Celery's class is not typ
     and `execute_using_pool`.
     """
 
+    acknowledged = True  # by the claim, and so `inspect active` says
+
     fence: Fence
     claims: Claims
     clock: LeaseClock
@@ -201,6 +203,6 @@ def received(request: ClaimedRequest, consumer: Any) -> None:
         root_id=request.root_id,
         parent_id=request.parent_id,
         retries=request.request_dict.get("retries", 0),
-        eta=None,
-        expires=None,
+        eta=request.eta and request.eta.isoformat(),
+        expires=request.expires and request.expires.isoformat(),
     )

@@ -23,7 +23,7 @@ from worker.ledger.revoke import revoke
 from worker.runtime.chords import as_named, fail_chord
 from worker.runtime.execution import ERROR_LIMIT, Execution, clean, current, execution_of, running
 from worker.runtime.handlers import Ends, await_commit, has_handlers
-from worker.runtime.meta import FROM_CELERY, ended_of
+from worker.runtime.meta import FROM_CELERY, IGNORED, ended_of
 from worker.runtime.outcome import describe
 from worker.runtime.reading import LedgerReader
 
@@ -97,7 +97,7 @@ class LedgerBackend(LedgerReader):
                 return
             encoded = self._encoded(result, state) if wanted else None
             children = self._children(request)
-            execution.succeed(encoded, self.content_type if encoded is not None else None, children)
+            execution.succeed(encoded, self.content_type if wanted else IGNORED, children)
             if request is not None and request.chord:
                 self.on_chord_part_return(request, state, result)
 
@@ -123,7 +123,8 @@ class LedgerBackend(LedgerReader):
             # Callbacks that a success had published are dropped, and are no children.
             children = None if execution.outbox else self._children(request)
             encoded = self._encoded_exception(exc)
-            execution.fail(encoded, self.content_type, describe(exc), text, children)
+            kind = self.content_type if store_result else IGNORED
+            execution.fail(encoded, kind, describe(exc), text, children)
             if request is None:
                 return
             if request.chord:

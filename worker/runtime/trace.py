@@ -14,7 +14,7 @@ from celery.worker import state as worker_state
 from worker.jobs.job import Fence, Finish
 from worker.jobs.states import State
 from worker.runtime.clock import LeaseClock
-from worker.runtime.execution import Execution, running
+from worker.runtime.execution import TRACEBACK_LIMIT, Execution, running
 from worker.runtime.outcome import (
     Traced,
     describe,
@@ -94,7 +94,9 @@ def _decide(execution: Execution, value: Any) -> None:
         if exc.requeue:
             execution.give_back(reason)
         else:
-            execution.fail(None, None, reason, getattr(value, "traceback", None))
+            backend = current_app.backend
+            kept = backend._encoded_exception(exc), backend.content_type
+            execution.fail(*kept, reason, text_of(lambda: value.traceback, TRACEBACK_LIMIT, ""))
     else:
         text = describe(exc) if isinstance(exc, BaseException) else "the task ended without a word"
         execution.fail(None, None, text, getattr(value, "traceback", None))
