@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from tests.chaos import attempt_rules
+from tests.chaos import attempt_rules, waiting_rules
 
 #: Every state and the states that may follow it.
 LEGAL: Final = {
@@ -72,6 +72,7 @@ TABLES: Final = f"""
                                AND a.outcome = 'retried');
     CREATE INDEX ON retries (job);
     ANALYZE retries;
+    {waiting_rules.TABLES}
 """
 
 _LOST: Final = """
@@ -280,4 +281,5 @@ RULES: Final = {
     "false-rescue": _FALSE_RESCUE,
     "rolled-back": _ROLLED_BACK,
     **attempt_rules.RULES,
+    **waiting_rules.RULES,
 }

@@ -17,6 +17,7 @@ from tests.chaos import (
     planted_attempts,
     planted_logs,
     planted_runs,
+    planted_waiting,
     rules,
 )
 from tests.chaos.attempt_rules import ABOUT
@@ -32,11 +33,11 @@ from tests.servers import Databases
 HERE = Path(__file__).parent
 PLANTS = planted.PLANTS
 # Each of these has enlisted its own.
-assert planted_attempts and planted_logs and planted_runs
+assert planted_attempts and planted_logs and planted_runs and planted_waiting
 #: What the judge is made of.
 JUDGE = (
     "history", "audit", "attempt_rules", "believed", "checker", "clock", "counts", "evidence",
-    "report", "rules",
+    "report", "rules", "waiting_rules",
 )  # fmt: skip
 
 
@@ -72,6 +73,22 @@ def empty(url: str) -> None:
         cursor.execute("SET LOCAL session_replication_role = replica")
         cursor.execute(";".join(f"DELETE FROM {table}" for table in tables))
     connection.close()
+
+
+def test_later_steps_that_have_ended_wait_for_nothing(stage: Stage) -> None:
+    # Given a job that failed, whose message names jobs that have ended too
+    steps = [stage.accepted("noop") for _ in range(3)]
+    for job in steps:
+        stage.succeed("w1", job, "noop")
+    body, *header = map(planted_waiting.step, steps)
+    chord = {"subtask_type": "chord", "kwargs": {"header": header, "body": body}, "options": {}}
+    failed = stage.accepted("failing")
+    stage.fail("w1", failed, "failing")
+    planted_waiting.say(stage, failed, [[], {}, {"chain": [chord]}])
+
+    report = check(stage.folder, stage.url)
+
+    assert report.violations == {}
 
 
 def test_an_honest_run_is_clean(stage: Stage) -> None:
