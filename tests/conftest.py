@@ -11,12 +11,13 @@ import hypothesis
 import kombu.pools
 import pytest
 
-from tests import servers
+from tests import leftovers, servers
 from tests.processes import Processes
 from tests.servers import Databases, RedisDatabases
 from worker.settings import Settings
 from worker.stack.postgres import PostgresServer
 from worker.stack.redis import RedisServer
+from worker.stack.scratch import Scratch
 
 # A slow machine is no fault of an example.
 hypothesis.settings.register_profile("house", deadline=None)
@@ -26,6 +27,20 @@ hypothesis.settings.load_profile("house")
 DESCRIPTORS = 200
 
 _FAILED = pytest.StashKey[bool]()
+_LEFTOVERS = pytest.StashKey[Scratch | None]()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Collect what the session makes: before any of it is made, and before xdist's workers are."""
+    config.stash[_LEFTOVERS] = leftovers.begin()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Remove it, where the session ends by itself."""
+    if (made := config.stash.get(_LEFTOVERS, None)) is not None:
+        made.close()
 
 
 @pytest.fixture(scope="session")

@@ -13,11 +13,16 @@ from pathlib import Path
 import psycopg2
 import redis
 
+from tests import leftovers
 from worker.stack.postgres import PostgresServer
 from worker.stack.redis import RedisServer
 
 #: Enough for a test that starts several workers.
-POSTGRES_OPTIONS = {"max_connections": "200"}
+POSTGRES_OPTIONS = {
+    "max_connections": "200",
+    # Its shared memory in files of its folder: elsewhere they would stay when it is killed.
+    "dynamic_shared_memory_type": "mmap",
+}
 
 
 #: Bytes of memory at hand from which on the databases of a session stand in it.
@@ -52,14 +57,16 @@ def postgres(where: Path | None = None) -> Iterator[PostgresServer]:
 
 def memory() -> Path | None:
     """A place in memory, where there is plenty: hundreds of databases are made and removed."""
-    place = Path("/dev/shm")
+    place = leftovers.in_memory()
+    if place is None:
+        return None
     try:
         known = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
         available = int(known["MemAvailable"].removesuffix("kB")) * 1024
         is_plenty = min(available, shutil.disk_usage(place).free) >= MEMORY
     except (OSError, KeyError):
         return None
-    return place if is_plenty and os.access(place, os.W_OK) else None
+    return place if is_plenty else None
 
 
 @contextmanager

@@ -429,4 +429,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    from tests import leftovers
+
+    leftovers.begin()  # what it makes goes with it, however it ends
     main()

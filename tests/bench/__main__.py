@@ -22,6 +22,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from tests import leftovers
 from tests.bench import deep, picture, plan, ratios, report
 from tests.bench.contenders import CONTENDERS, Contender
 from tests.bench.field import POSTGRES, Field
@@ -195,4 +196,5 @@ def _given() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
+    leftovers.begin()  # what it makes goes with it, however it ends
     sys.exit(main())

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from tests import leftovers
 from tests.ledger import depth, given
 from worker.jobs.job import Claim, Finish
 from worker.ledger.claim import claim
@@ -269,4 +270,5 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
+    leftovers.begin()  # what it makes goes with it, however it ends
     raise SystemExit(main())

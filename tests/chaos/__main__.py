@@ -15,6 +15,7 @@ from typing import Any
 
 import psycopg2
 
+from tests import leftovers
 from tests.chaos import load, options, verdict
 from tests.chaos.checker import check
 from tests.chaos.nemesis import Nemesis
@@ -161,14 +162,19 @@ class _Speaker:
         )
 
 
+#: Where a run that shows something is kept: not among what goes with the program.
+KEPT = tempfile.gettempdir()
+
+
 def _folder(keep: Path | None) -> Path:
     if keep is not None:
         keep.mkdir(parents=True)
         return keep.resolve()
-    made = Path(tempfile.mkdtemp(prefix="celery-ledger-chaos-"))
+    made = Path(tempfile.mkdtemp(prefix="celery-ledger-chaos-", dir=KEPT))
     made.chmod(0o755)  # Postgres runs as nobody when this runs as root
     return made
 
 
 if __name__ == "__main__":
+    leftovers.begin()  # what it makes goes with it, however it ends
     sys.exit(main())

@@ -17,6 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from tests import leftovers
 from tests.chaos import history
 from tests.chaos.recovery_lanes import SETTLE, SLOTS, Lane, Ledger, Stock, running, until
 from tests.chaos.recovery_report import MEASURED, Kill, lines_of, write_json
@@ -206,4 +207,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    leftovers.begin()  # what it makes goes with it, however it ends
     sys.exit(main())

@@ -15,6 +15,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Final
 
+from tests import leftovers
 from tests.parity.rows import Row, all_rows
 from tests.parity.side import SIDES, Side, both
 
@@ -99,4 +100,5 @@ def _compare(row: Row, sides: dict[str, Side]) -> int:
 
 
 if __name__ == "__main__":
+    leftovers.begin()  # what it makes goes with it, however it ends
     sys.exit(main())

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
-import shutil
 import signal
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -23,6 +21,7 @@ from worker.jobs.job import NewJob
 from worker.jobs.message import new_job
 from worker.settings import Settings
 from worker.stack.receiver import Manners, Receiver
+from worker.stack.scratch import Scratch
 from worker.stack.stack import Stack
 from worker.tasks import signing
 
@@ -68,19 +67,26 @@ def demo(file: Path, data: Path | None, as_json: bool, kill: bool, patience: flo
     127.0.0.1, and leaves nothing behind.
     """
     console = Console(stderr=as_json, highlight=False)
-    with _stopped_like_ctrl_c(), _folder(data) as folder:
-        verdict = _deliver(folder, _read(file), console, kill=kill, patience=patience)
+    with _stopped_like_ctrl_c(), _folder(data) as (folder, marks):
+        verdict = _deliver(folder, marks, _read(file), console, kill=kill, patience=patience)
     _print(verdict, console, as_json=as_json)
     if verdict.faults or verdict.late:
         raise click.exceptions.Exit(1)
 
 
 def _deliver(
-    folder: Path, lines: Sequence[str], console: Console, *, kill: bool, patience: float
+    folder: Path,
+    marks: dict[str, str],
+    lines: Sequence[str],
+    console: Console,
+    *,
+    kill: bool,
+    patience: float,
 ) -> Verdict:
     """Start everything, run the jobs, stop everything."""
     secret = secrets.token_urlsafe(24)
     environment = {
+        **marks,
         "WORKER_HTTP_ALLOW_PRIVATE": "true",
         "WORKER_HTTP_SIGNING_SECRET": secret,
         "WORKER_LEASE_SECONDS": str(LEASE_SECONDS),
@@ -157,16 +163,17 @@ def _started(stack: Stack, console: Console) -> Iterator[None]:
 
 
 @contextmanager
-def _folder(data: Path | None) -> Iterator[Path]:
+def _folder(data: Path | None) -> Iterator[tuple[Path, dict[str, str]]]:
+    """Where the data go, and what marks each process that goes with a temporary folder."""
     if data is not None:
-        yield data
+        yield data, {}
         return
-    folder = Path(tempfile.mkdtemp(prefix="celery-ledger-demo-"))
-    try:
-        yield folder
-    finally:
-        with _ignored(signal.SIGINT, *_ENDING):
-            shutil.rmtree(folder, ignore_errors=True)
+    with Scratch("celery-ledger-demo-") as made:
+        try:
+            yield made.folders[0], made.variables
+        finally:
+            with _ignored(signal.SIGINT, *_ENDING):
+                made.close()
 
 
 @contextmanager

@@ -52,8 +52,9 @@ def up(data: Path, workers: int, app: str | None, port: int | None, as_json: boo
         redis_port=None if port is None else port + 1,
         drain_seconds=drain_seconds,
     )
-    # SIGTERM asks for the same as Ctrl-C.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # SIGTERM asks for the same as Ctrl-C, and so does a terminal that is closed.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
     try:
         stack.start(lambda step: console.print(f"[dim]{step} …[/]"))
         _tell(console, stack, as_json)

@@ -18,6 +18,7 @@ from worker.runtime.isolated import become_isolated, die_with_parent, handed_dow
 from worker.runtime.keepers import KeeperWatch
 from worker.runtime.process import Process
 from worker.runtime.routes import refuse_unserved
+from worker.runtime.tempdir import forget_temp_dir
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +65,7 @@ def prepare(app: Celery) -> None:
         process = known.process
         if process is not None and process.pid != os.getpid():
             die_with_parent()
+            forget_temp_dir()
             known.process = None
 
     signals.celeryd_init.connect(on_start, weak=False)

@@ -35,6 +35,7 @@ from worker.runtime.ringer import Ringer
 from worker.runtime.signatures import signatures
 from worker.runtime.strangers import Strangers
 from worker.runtime.suspects import SuspectSource
+from worker.runtime.tempdir import remove_temp_dir
 from worker.runtime.threads import without_futures
 
 logger = logging.getLogger(__name__)
@@ -81,6 +82,8 @@ class Process:
             return
         self._hub = hub
         without_futures(self.controller.pool)
+        if self.owns_process:
+            remove_temp_dir()
         self._loop_thread = threading.get_ident()
         timeout = self.settings.connect_timeout_seconds
         name = str(self.controller.hostname)
