@@ -123,7 +123,7 @@ def test_an_interrupted_session_of_tests_leaves_nothing(
 
 def test_a_killed_demo_leaves_nothing(processes: Processes, elsewhere: dict[str, str]) -> None:
     demo = processes([sys.executable, "-m", "worker", "demo"], elsewhere)
-    demo.wait_for_line("Starting worker", 60)
+    demo.wait_for_line("Starting Redis", 60)
     (folder,) = Path(elsewhere["TMPDIR"]).glob("celery-ledger-demo-*")
 
     demo.send(signal.SIGKILL)
