@@ -61,7 +61,8 @@ def later(way: str, gate: str) -> None:
 @shared_task(name="ends.replaced", bind=True)
 def replaced(self: Task[Any, Any], first: dict[str, Any]) -> Any:
     """Be replaced by a chain that begins with `first`."""
-    return self.replace(signature(first, app=self.app) | ok.si())
+    canvas: Any = signature(first, app=self.app) | ok.si()
+    return self.replace(canvas)
 
 
 @shared_task(name="ends.old_errback")

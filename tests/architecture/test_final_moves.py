@@ -21,7 +21,7 @@ _NOT_FINAL = re.compile(r"\s*'(?:queued|running|scheduled)'\s*\Z")
 #: Statements that make jobs final and need no `carry_on` beside them, and why.
 EXCEPTIONS = {
     "finish._SUCCEED": "a task's return has what follows it in its outbox",
-    "continuations._INSERT_ENDED": "it is what `carry_on` does, and `insert_ended` goes on from it",
+    "ended._INSERT_ENDED": "it is what `carry_on` does, and `insert_ended` goes on from it",
 }
 #: Those that are known; so that a search that finds nothing is noticed.
 KNOWN = {"finish._FINISH", "change._CANCEL", "bulk._CANCEL", "retention._EXPIRE", "rescue._TAKE"}

@@ -15,17 +15,18 @@ from worker.errors import Conflict
 from worker.jobs.continuations import CALL_ERRBACKS
 from worker.jobs.job import Ended, Fence, Finish, Message, NewJob
 from worker.jobs.states import State
-from worker.ledger import continuations
+from worker.ledger import ended as ended_module
 from worker.ledger.bulk import cancel_batch
 from worker.ledger.change import cancel, replay
 from worker.ledger.claim import claim
-from worker.ledger.continuations import insert_ended
 from worker.ledger.database import Ledger
+from worker.ledger.ended import insert_ended
 from worker.ledger.enqueue import enqueue
 from worker.ledger.finish import finish
 from worker.ledger.read import read, read_list
 from worker.ledger.rescue import rescue
 from worker.ledger.retention import expire_late
+from worker.ledger.revoke import revoke
 from worker.ledger.writer import Writer
 
 
@@ -152,6 +153,36 @@ def test_a_failures_exception_is_that_of_the_later_steps(ledger: Ledger) -> None
 
     row = given.job_of(ledger, "last")
     assert (row.result, row.result_type, row.traceback) == (b"{}", "json", "Trace")
+
+
+@pytest.mark.parametrize("by", ["a producer", "a finish"])
+def test_what_was_to_follow_a_job_revoked_before_it_was_sent_is_cancelled(
+    ledger: Ledger, by: str
+) -> None:
+    # Given a chain's step that was revoked before anybody sent it
+    revoke(ledger, "a", "no", running=False)
+
+    # When it is sent
+    if by == "a producer":
+        enqueue(ledger, [first()])
+    else:
+        finish(ledger, [given.success(running(ledger, given.job("z")), outbox=(first(),))])
+
+    # Then its later steps will never come
+    for job_id in ("a", "next", "last"):
+        assert given.state_of(ledger, job_id) is State.CANCELLED
+    assert given.job_of(ledger, "last").parent_id == "a"
+
+
+def test_what_was_to_follow_a_step_whose_id_is_taken_fails(ledger: Ledger) -> None:
+    given.enqueued(ledger, "a")  # another job, with the id of a chain's step
+
+    finish(ledger, [given.success(running(ledger, given.job("z")), outbox=(first(),))])
+
+    assert given.state_of(ledger, "z") is State.SUCCEEDED
+    assert given.state_of(ledger, "a") is State.QUEUED
+    row = given.job_of(ledger, "last")
+    assert (row.state, "belongs to another job" in (row.error or "")) == (State.FAILED, True)
 
 
 # What was replaced by a canvas
@@ -318,7 +349,7 @@ def test_no_message_keeps_a_job_from_its_end(ledger: Ledger, body: bytes) -> Non
 
 
 def test_a_long_chain_ends_in_parts(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(continuations, "BATCH", 7)
+    monkeypatch.setattr(ended_module, "BATCH", 7)
     steps = [step(f"s{number:03}") for number in range(50)]
     enqueue(ledger, [first("a", {"chain": steps})])
 

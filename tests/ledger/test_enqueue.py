@@ -17,8 +17,8 @@ from worker.ledger import enqueue as enqueue_module
 from worker.ledger import insert as insert_module
 from worker.ledger.change import cancel, replay
 from worker.ledger.claim import claim
-from worker.ledger.continuations import insert_ended
 from worker.ledger.database import Ledger
+from worker.ledger.ended import insert_ended
 from worker.ledger.enqueue import enqueue, enqueue_in_parts
 from worker.ledger.faults import Refused
 from worker.ledger.finish import finish

@@ -13,8 +13,8 @@ from tests.ledger.test_interleavings import Actor
 from worker.errors import LedgerUnavailable
 from worker.jobs.job import Ended, Enqueued, NewJob
 from worker.jobs.states import State
-from worker.ledger.continuations import insert_ended
 from worker.ledger.database import Ledger
+from worker.ledger.ended import insert_ended
 from worker.ledger.enqueue import enqueue
 from worker.ledger.insert import TRIES
 

@@ -35,9 +35,9 @@ from worker.keeper.keeper import Post
 from worker.keeper.ringer import Ringer
 from worker.ledger.change import cancel, replay
 from worker.ledger.claim import adopt, claim, claim_suspects
-from worker.ledger.continuations import insert_ended
 from worker.ledger.database import Ledger
 from worker.ledger.dispatch import dispatch_due
+from worker.ledger.ended import insert_ended
 from worker.ledger.enqueue import enqueue
 from worker.ledger.finish import finish
 from worker.ledger.leader import Leadership

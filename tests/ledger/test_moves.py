@@ -14,9 +14,9 @@ from worker.jobs.job import Ended, Fence, Finish
 from worker.jobs.states import MOVES, State, may_move
 from worker.ledger.change import cancel, forget, replay
 from worker.ledger.claim import claim, claim_suspects
-from worker.ledger.continuations import insert_ended
 from worker.ledger.database import Ledger
 from worker.ledger.dispatch import dispatch_due, take_lost, take_unsure
+from worker.ledger.ended import insert_ended
 from worker.ledger.enqueue import enqueue
 from worker.ledger.finish import finish
 from worker.ledger.lease import close_lease

@@ -14,8 +14,9 @@ from worker.jobs.job import Finish, Ring
 from worker.jobs.states import State
 from worker.ledger.arrays import literal
 from worker.ledger.batches import columns
-from worker.ledger.continuations import carry_on, insert_ended
+from worker.ledger.continuations import carry_on
 from worker.ledger.database import Ledger
+from worker.ledger.ended import end_followers, insert_ended
 from worker.ledger.guards import RUNNING
 from worker.ledger.insert import insert
 from worker.ledger.prepared import Prepared
@@ -256,6 +257,7 @@ def _publish(connection: Connection, finishes: Sequence[Finish]) -> list[Ring]:
         if isinstance(answer, Conflict):
             # The end itself happened and stands; what should follow it cannot.
             logger.error("Job %s, to follow job %s, is not enqueued: %s", job.id, parent, answer)
+            end_followers(connection, [job], State.FAILED, str(answer))
         elif answer.ring is not None:
             rings.append(answer.ring)
     return rings

@@ -10,8 +10,10 @@ from sqlalchemy import Connection, text
 
 from worker.errors import Conflict, LedgerUnavailable
 from worker.jobs.job import Enqueued, NewJob, Ring
+from worker.jobs.states import State
 from worker.ledger.arrays import literal
 from worker.ledger.database import Ledger
+from worker.ledger.ended import end_followers
 from worker.ledger.faults import translated
 from worker.ledger.guards import REVOKED
 from worker.ledger.prepared import Prepared
@@ -158,6 +160,8 @@ def answers_of(
     repeated = {job_id for job_id, times in Counter(job.id for job in jobs).items() if times > 1}
     unsure = [job for job in jobs if job.id not in created or job.id in repeated]
     known = _known(connection, unsure) if unsure else {}
+    revoked = [job for job in unsure if _is_revoked(known.get(("id", job.id)))]
+    end_followers(connection, revoked, State.CANCELLED, "revoked before it was sent")
     answers: list[Enqueued | Conflict | None] = []
     for job in jobs:
         # Of several jobs with one id, Postgres may have taken any; the row says which.
@@ -275,3 +279,7 @@ def _fill_awaited(connection: Connection, job: NewJob) -> Ring | None:
 
 def _is_same(row: Any, job: NewJob) -> bool:
     return row is not None and bytes(row.fingerprint) in (job.fingerprint, REVOKED)
+
+
+def _is_revoked(row: Any) -> bool:
+    return row is not None and bytes(row.fingerprint) == REVOKED

@@ -15,7 +15,7 @@ from kombu.exceptions import EncodeError
 from worker.errors import Conflict, LedgerError, MalformedId
 from worker.jobs.job import Fence
 from worker.ledger.change import forget
-from worker.ledger.continuations import insert_ended
+from worker.ledger.ended import insert_ended
 from worker.ledger.finish import note_progress
 from worker.ledger.progress import note_from_outside, note_started
 from worker.ledger.read import read
