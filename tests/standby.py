@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 import psycopg2
 
+from tests.stepping import SteppingPostgres
 from worker.stack.postgres import PostgresServer
 from worker.stack.server import write_private
 
@@ -52,9 +53,17 @@ class Standby(PostgresServer):
         (draft / "standby.signal").touch()
         draft.rename(self._cluster)
 
+    def copy(self) -> None:
+        """Copy the primary already, by a thread of its own: `start` has to be the main one's."""
+        self._prepare()
+
     def promote(self) -> None:
         """Replay what it has received and take writes from now on."""
         assert ask(self.url, "SELECT pg_promote(true, 30)") == [(True,)]
+
+
+class SteppingStandby(Standby, SteppingPostgres):
+    """A standby whose clock can be stepped."""
 
 
 def ask(url: str, statement: str) -> list[Any]:

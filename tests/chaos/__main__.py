@@ -63,6 +63,7 @@ def run(asked: argparse.Namespace, folder: Path) -> int:
     terms = Terms(
         lease=asked.lease, threads=(asked.threads,) * asked.threaded,
         prefork=(4,) * asked.prefork, distance=asked.distance / 1000,
+        steps=any(name.startswith("pg-clock") for name in asked.nemesis),
         away=asked.away or min(AWAY, asked.minutes * 60 * PART_AWAY),
     )  # fmt: skip
     say(f"seed {asked.seed}, {asked.minutes:g} minutes, {', '.join(asked.nemesis)}")
@@ -73,6 +74,7 @@ def run(asked: argparse.Namespace, folder: Path) -> int:
         with started(folder, terms, asked.seed) as rig:
             _run(rig, asked, facts, say)
             say("judging")
+            facts["postgres"] = rig.postgres.data.name
             report = check(rig.history, rig.postgres.url)
     finally:
         verdict.write(folder / verdict.FACTS, facts)
@@ -110,7 +112,7 @@ def judge_again(asked: argparse.Namespace) -> int:
     except (OSError, ValueError) as exc:
         print(f"There is no run to judge in {folder}: {exc}", file=sys.stderr)
         return 2
-    server = PostgresServer(folder / "postgres")
+    server = PostgresServer(folder / facts.get("postgres", "postgres"))
     server.start()
     try:
         report = check(folder / "history", server.url)

@@ -47,6 +47,8 @@ _EXECUTIONS: Final = """
     CROSS JOIN LATERAL (SELECT min(began) AS began FROM runs
                         WHERE runs.job = r.job AND runs.attempt > r.attempt) AS next
     WHERE next.began - r.began < countdown - %(slack)s
+      -- a countdown is over when the clock is stepped past its end
+      AND NOT EXISTS (SELECT FROM steps WHERE seconds > 0 AND t BETWEEN r.began AND next.began)
 """
 
 # A success leaves no row: the job says it all. A failure that is the job's last is poison or none.

@@ -36,6 +36,7 @@ FIELDS = {
         "death": "file pid",
         "outage": "store",
         "back": "store",
+        "step": "seconds",
         "drained": "worker seconds exit_code?",
     },
 }

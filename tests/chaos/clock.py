@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 from tests.chaos.history import Event
 
+#: Seconds by which a fault steps Postgres's clock; longer than a run, so that each time that a
+#: stepped clock told is known again, by what is left of it when it is divided by these.
+STEP = 4 * 3600.0
 #: `clock` events on either side that are asked with one.
 NEIGHBOURS = 2
 

@@ -8,9 +8,11 @@ leases    one row a lease: whose, from when, until when, and who ended it
 found     the jobs as they are, each with its kind and the token of the execution it has a result of
 told      one row a job that anybody spoke of: what of it was acknowledged, what it was to do
 deaths    processes that are gone, by the file that they wrote
+steps     steps of Postgres's clock
 stops     when processes were stopped, by the beginning of their files' names, or held by their GIL
 
-Times are Unix seconds of the wall clock, the database's among them: it is the same machine.
+Times are Unix seconds of the wall clock, the database's among them: it is the same machine. Where
+the database's clock was stepped its times are put right: a step is longer than a run.
 """
 
 from __future__ import annotations
@@ -25,13 +27,16 @@ from typing import Any
 import psycopg2.extensions
 
 from tests.chaos.believed import FIELDS, believed
-from tests.chaos.clock import Clock
+from tests.chaos.clock import STEP, Clock
 from tests.chaos.history import Event
 
 #: Seconds by which a death may be noted late: what ran in that process is given that much less.
 NOTED_LATE = 0.5
 #: The fault that stops a worker's processes for a while.
 STOP = "pause-worker"
+
+#: Seconds before the first `clock` event at which no time of the database can be.
+BEFORE = 3600.0
 
 _TABLES = """
     CREATE TEMP TABLE said (
@@ -41,10 +46,15 @@ _TABLES = """
         run text, job text COLLATE "C", attempt int, lease text COLLATE "C", kind text, file text,
         began float8, ended float8, how text, over float8);
     CREATE TEMP TABLE deaths (file text, t float8);
+    CREATE TEMP TABLE steps (t float8, seconds float8);
     CREATE TEMP TABLE stops (files text, began float8, ended float8);
 """
 
 _DERIVED = """
+    CREATE FUNCTION pg_temp.wall(told timestamptz) RETURNS float8 LANGUAGE sql AS $$
+        SELECT %(began)s + (e - %(began)s) - floor((e - %(began)s) / %(step)s) * %(step)s
+        FROM (SELECT extract(epoch FROM told)::float8 AS e) AS told
+    $$;
     CREATE FUNCTION pg_temp.run_of(result bytea) RETURNS text LANGUAGE plpgsql AS $$
     BEGIN
         RETURN convert_from(result, 'UTF8')::json ->> 'run';
@@ -53,7 +63,7 @@ _DERIVED = """
     END $$;
 
     CREATE TEMP TABLE moves AS
-    SELECT n, extract(epoch FROM at)::float8 AS t, xid, by, job, old_state, new_state,
+    SELECT n, pg_temp.wall(at) AS t, xid, by, job, old_state, new_state,
            old_attempt, new_attempt, old_lease, new_lease, old_worker, new_worker, new_lost,
            changed, lag(new_state) OVER life AS before_state,
            COALESCE(lag(new_lost) OVER life, 0) AS before_lost,
@@ -68,21 +78,24 @@ _DERIVED = """
     CREATE TEMP TABLE leases AS
     SELECT lease, max(name) AS name, left(max(name), 63) AS writer,
            left(max(name) || ' lease', 63) AS renewer,
-           extract(epoch FROM min(at) FILTER (WHERE what = 'open'))::float8 AS opened,
-           extract(epoch FROM min(at) FILTER (WHERE what = 'end'))::float8 AS ended,
+           pg_temp.wall(min(at) FILTER (WHERE what = 'open')) AS opened,
+           pg_temp.wall(min(at) FILTER (WHERE what = 'end')) AS ended,
            min(by) FILTER (WHERE what = 'end') AS ended_by,
-           extract(epoch FROM max(expires_at) FILTER (WHERE what = 'end'))::float8 AS end_expires,
-           extract(epoch FROM (array_agg(expires_at ORDER BY n DESC) FILTER (
+           max(expires) FILTER (WHERE what = 'end') AS end_expires,
+           (array_agg(expires ORDER BY n DESC) FILTER (
                WHERE what <> 'end' AND by IN (left(name, 63), left(name || ' lease', 63))
-           ))[1])::float8 AS granted_until,
-           extract(epoch FROM max(expires_at))::float8 AS expires,
+           ))[1] AS granted_until,
+           max(expires) AS expires,
            extract(epoch FROM max(expires_at - renewed_at))::float8 AS seconds
-    FROM audit_leases GROUP BY lease;
+    FROM (SELECT *, pg_temp.wall(renewed_at)
+                    + extract(epoch FROM expires_at - renewed_at)::float8 AS expires
+          FROM audit_leases) AS granted
+    GROUP BY lease;
 
     CREATE TEMP TABLE found AS
     SELECT id AS job, substring(task FROM '[^.]*$') AS kind, state, attempt, lost, lease, worker,
            key, error, state IN ('succeeded', 'failed', 'cancelled') AS is_final,
-           COALESCE(state = 'failed' AND error LIKE 'poison%', false) AS is_poison,
+           COALESCE(state = 'failed' AND error LIKE 'poison%%', false) AS is_poison,
            CASE WHEN state = 'succeeded' THEN pg_temp.run_of(result) END AS run
     FROM ledger.jobs;
     CREATE UNIQUE INDEX ON found (job);
@@ -139,6 +152,8 @@ def load(folder: Path, cursor: psycopg2.extensions.cursor) -> Evidence:
     cursor.execute(_TABLES)
     _copy(cursor, "deaths", _deaths(nemesis))
     _copy(cursor, "stops", _stops(nemesis))
+    steps = [event for event in nemesis if event["event"] == "step"]
+    _copy(cursor, "steps", ((event["wall"], event["seconds"]) for event in steps))
     for path in sorted(folder.glob("producer-*.jsonl")):
         events = list(believed(path, faults))
         if not any(event["event"] in FIELDS["producer"] for event in events):
@@ -151,7 +166,7 @@ def load(folder: Path, cursor: psycopg2.extensions.cursor) -> Evidence:
         events = list(believed(path, faults))
         _copy(cursor, "said", _said(path, events, evidence.clock))
         _copy(cursor, "runs", _runs(path, events, evidence, deaths[path.name]))
-    cursor.execute(_DERIVED)
+    cursor.execute(_DERIVED, {"began": evidence.clock.began - BEFORE, "step": STEP})
     return evidence
 
 

@@ -46,6 +46,7 @@ Events, by file:
     drained   worker, seconds, exit_code, held      how long it took from SIGTERM to the end; how
               many jobs it held
     missed    fault, error              a fault met a store that was away
+    step      seconds                   Postgres's clock is stepped by so many seconds
     settling                            nothing breaks any more, nothing is enqueued any more
 """
 

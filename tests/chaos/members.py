@@ -49,6 +49,12 @@ class Wires:
         stdin.flush()
         return json.loads(stdout.readline())
 
+    def lead_to(self, url: str) -> None:
+        """Let every wire lead to another server."""
+        self._url = url
+        for member in self._made:
+            self.tell(member, "lead_to", url=url)
+
     def heal(self) -> None:
         """Heal every wire."""
         for member in self._made:

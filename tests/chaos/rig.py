@@ -24,6 +24,8 @@ from tests.chaos import aftermath, audit, probes
 from tests.chaos.history import Journal
 from tests.chaos.members import Member, Wires
 from tests.chaos.watch import DeathWatch
+from tests.standby import Standby, SteppingStandby
+from tests.stepping import SteppingPostgres
 from worker.ledger.migrate import migrate
 from worker.settings import Settings
 from worker.stack.postgres import PostgresServer
@@ -42,6 +44,7 @@ class Terms:
         prefork: workers with a prefork pool, by their concurrency.
         keepers: how many keepers.
         away: seconds of the long outage of Postgres.
+        steps: whether Postgres's clock can be stepped, which makes it slower.
     """
 
     lease: float = 5.0
@@ -51,6 +54,7 @@ class Terms:
     prefork: tuple[int, ...] = (4, 4)
     keepers: int = 2
     away: float = 30.0
+    steps: bool = False
 
 
 _LEASED = """
@@ -81,7 +85,9 @@ class Rig:
         self.logs = folder / "logs"
         self.logs.mkdir()
         self.journal = Journal(self.history / "nemesis.jsonl")
-        self.postgres = PostgresServer(folder / "postgres", options={"max_connections": "150"})
+        kind = SteppingPostgres if terms.steps else PostgresServer
+        self.postgres = kind(folder / "postgres", options={"max_connections": "150"})
+        self._standbys: list[Standby] = []
         self.redis = RedisServer(folder / "redis")
         self.workers: list[Member] = []
         self.keepers: list[Member] = []
@@ -153,8 +159,22 @@ class Rig:
         for server in (self.postgres, self.redis):
             if not server.alive:
                 server.start()
+        if isinstance(self.postgres, SteppingPostgres):
+            self.postgres.step_to(0)
         with self.doorbells() as client:
             client.config_set("maxmemory", "0")
+
+    def new_standby(self) -> Standby:
+        """A standby of Postgres, which is not copied yet."""
+        kind = SteppingStandby if self.terms.steps else Standby
+        made = kind(self.postgres, self.folder / f"postgres-{len(self._standbys) + 2}")
+        self._standbys.append(made)
+        return made
+
+    def follow(self, standby: Standby) -> None:
+        """A standby was promoted: every wire leads to it from now on."""
+        self.postgres = standby
+        self.wires["postgres"].lead_to(standby.url)
 
     def probe_each_worker(self, seconds: float) -> None:
         """Offer work until each worker has started a job; one that does not is unexpected.
@@ -199,8 +219,8 @@ class Rig:
                 member.process.kill()
         aftermath.kill(aftermath.orphans(self.history))
         self._deaths.stop()
-        self.postgres.stop()
-        self.redis.stop()
+        for server in (self.postgres, *self._standbys, self.redis):
+            server.stop()
 
     def note_clock(self) -> None:
         """Tie the two clocks together."""

@@ -3,11 +3,13 @@
 from tests.chaos.faults import (
     clocks,
     doorbells,
+    failovers,
     jobs,
     keepers,
     kills,
     network,
     postgres,
+    steps,
     workers,
 )
 from tests.chaos.faults.registry import FAULTS, Course, Fault, NotNow, missing_parts
@@ -19,11 +21,13 @@ __all__ = [
     "NotNow",
     "clocks",
     "doorbells",
+    "failovers",
     "jobs",
     "keepers",
     "kills",
     "missing_parts",
     "network",
     "postgres",
+    "steps",
     "workers",
 ]
