@@ -16,6 +16,8 @@ from worker.stack.server import write_private
 
 #: Seconds for each step of a replication.
 PATIENCE = 30.0
+#: Nobody who reads holds up what is to be replayed.
+_OPTIONS = {"max_standby_streaming_delay": "0"}
 
 
 class Standby(PostgresServer):
@@ -41,7 +43,13 @@ class Standby(PostgresServer):
             " application_name=standby"
         )
         super().__init__(
-            data, options={**primary.options, "primary_conninfo": self._source, **(options or {})}
+            data,
+            options={
+                **primary.options,
+                **_OPTIONS,
+                "primary_conninfo": self._source,
+                **(options or {}),
+            },
         )
         self.data.mkdir(mode=0o700)
         write_private(self.data / "password", primary.password)
@@ -59,7 +67,18 @@ class Standby(PostgresServer):
 
     def promote(self) -> None:
         """Replay what it has received and take writes from now on."""
-        assert ask(self.url, "SELECT pg_promote(true, 30)") == [(True,)]
+        # Without waiting in that session: its snapshot might hold up what is still to be replayed.
+        ask(self.url, "SELECT pg_promote(false)")
+        until = time.monotonic() + PATIENCE
+        while self._is_standby():
+            assert time.monotonic() < until, "the standby does not take writes"
+            time.sleep(0.02)
+
+    def _is_standby(self) -> bool:
+        try:
+            return bool(ask(self.url, "SELECT pg_is_in_recovery()")[0][0])
+        except psycopg2.OperationalError:  # what is replayed has ended this look
+            return True
 
 
 class SteppingStandby(Standby, SteppingPostgres):

@@ -23,6 +23,7 @@ _UNEARNED_END: Final = """
     LEFT JOIN runs r ON r.job = c.job AND r.attempt = c.attempt AND r.lease = c.lease
     WHERE CASE
         WHEN left_for = 'failed' AND a.outcome IS DISTINCT FROM 'lost' THEN 'raised'
+        WHEN a.outcome = 'replaced' THEN 'replaced'
         WHEN left_for = 'scheduled' OR left_for = 'queued' AND a.outcome = 'retried' THEN 'retried'
         ELSE r.how END IS DISTINCT FROM r.how
        OR left_for IN ('failed', 'scheduled', 'queued') AND a.outcome IN ('failed', 'retried')
@@ -55,7 +56,7 @@ _EXECUTIONS: Final = """
 _MISMATCH: Final = """
     SELECT job_id, format('attempt %%s is noted as %%s, and was never granted', number, outcome)
     FROM ledger.attempts a LEFT JOIN claims c ON c.job = job_id AND c.attempt = number
-    WHERE c.job IS NULL
+    WHERE c.job IS NULL AND job_id NOT IN (SELECT job FROM unjudged)
     UNION ALL
     SELECT c.job, format('attempt %%s under lease %%s of %%s became %%s by %%s, and is noted as %%s'
         ' under %%s of %%s', c.attempt, c.lease, holder, COALESCE(left_for, 'nothing yet'), left_by,
@@ -67,7 +68,7 @@ _MISMATCH: Final = """
         WHEN left_for = 'failed' AND found.state = 'failed'
             THEN outcome <> CASE WHEN is_poison THEN 'lost' ELSE 'failed' END
         WHEN left_for = 'failed' THEN outcome NOT IN ('failed', 'lost')
-        WHEN left_for = 'scheduled' THEN outcome <> 'retried'
+        WHEN left_for = 'scheduled' THEN outcome NOT IN ('retried', 'replaced')
         WHEN left_for = 'queued' AND by_keeper THEN outcome <> 'lost'
         WHEN left_for = 'queued' THEN outcome NOT IN ('retried', 'released', 'lost')
         ELSE true END

@@ -14,8 +14,8 @@ from tests.chaos.history import Event
 #: "*" left out. Other events are noted for people.
 FIELDS = {
     "producer": {
-        "accepted": "job kind key? arguments*",
-        "unsure": "job? kind key? arguments*",
+        "accepted": "job kind key? arguments* after* upon* expires*",
+        "unsure": "job? kind key? arguments* after* upon* expires*",
         "refused": "kind key?",
         "cancelled": "job",
         "uncancelled": "job",
@@ -80,9 +80,11 @@ KINDS: dict[str, Callable[[Any], bool]] = {
         _is_text,
     ),
     **dict.fromkeys(("attempt", "pid", "unstarted", "unflushed"), _is_count),
-    **dict.fromkeys(("wall", "seconds"), _is_number),
+    **dict.fromkeys(("wall", "seconds", "expires"), _is_number),
     "exit_code": lambda value: isinstance(value, int),
-    "how": _one_of("returned", "retried", "raised"),
+    "how": _one_of("returned", "retried", "raised", "replaced"),
+    "after": lambda value: isinstance(value, list) and all(map(_is_text, value)),
+    "upon": _one_of("success", "failure"),
     "state": _one_of(
         "scheduled", "queued", "running", "succeeded", "failed", "cancelled", "missing"
     ),

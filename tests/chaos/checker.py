@@ -18,7 +18,7 @@ from pathlib import Path
 
 import psycopg2
 
-from tests.chaos import attempt_rules, counts, evidence, rules
+from tests.chaos import attempt_rules, canvas_rules, counts, evidence, rules
 from tests.chaos.audit import dsn
 from tests.chaos.report import Example, Report, Violation, violation
 
@@ -58,6 +58,7 @@ def check(
                 "retriers": rules.RETRIERS,
                 "thaw": attempt_rules.THAW,
                 "about": attempt_rules.ABOUT,
+                "bound": canvas_rules.BOUND,
             }
             cursor.execute(rules.TABLES, parameters)
             report = Report(counts.count(found))

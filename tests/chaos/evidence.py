@@ -6,6 +6,9 @@ moves     the audit of jobs, each with the state that the move before left, and 
           how often it had been replayed
 leases    one row a lease: whose, from when, until when, and who ended it
 found     the jobs as they are, each with its kind and the token of the execution it has a result of
+unjudged  jobs of Celery's own
+followers what comes after other jobs, and whether these ended as it waits for
+deps      the parents of each follower
 told      one row a job that anybody spoke of: what of it was acknowledged, what it was to do
 deaths    processes that are gone, by the file that they wrote
 steps     steps of Postgres's clock
@@ -41,7 +44,8 @@ BEFORE = 3600.0
 _TABLES = """
     CREATE TEMP TABLE said (
         t float8, file text, event text, job text COLLATE "C", kind text, key text COLLATE "C",
-        state text, digest text, failures int, countdown float8);
+        state text, digest text, failures int, countdown float8, after text, upon text,
+        expires float8);
     CREATE TEMP TABLE runs (
         run text, job text COLLATE "C", attempt int, lease text COLLATE "C", kind text, file text,
         began float8, ended float8, how text, over float8);
@@ -62,6 +66,10 @@ _DERIVED = """
         RETURN NULL;  -- no JSON object: no token
     END $$;
 
+    -- Celery's own, such as what joins a chord: no producer knows of them, and no journal.
+    CREATE TEMP TABLE unjudged AS
+    SELECT id AS job, task, state FROM ledger.jobs WHERE task LIKE 'celery.%%';
+
     CREATE TEMP TABLE moves AS
     SELECT n, pg_temp.wall(at) AS t, xid, by, job, old_state, new_state,
            old_attempt, new_attempt, old_lease, new_lease, old_worker, new_worker, new_lost,
@@ -70,7 +78,8 @@ _DERIVED = """
            lead(n) OVER life IS NULL AS is_last,
            count(*) FILTER (WHERE old_state IN ('succeeded', 'failed', 'cancelled')
                               AND new_state = 'queued') OVER life AS life
-    FROM audit_moves WINDOW life AS (PARTITION BY job ORDER BY n);
+    FROM audit_moves WHERE job NOT IN (SELECT job FROM unjudged)
+    WINDOW life AS (PARTITION BY job ORDER BY n);
     CREATE INDEX ON moves (job, n);
     CREATE INDEX ON runs (job, attempt);
     CREATE INDEX ON said (job);
@@ -97,7 +106,7 @@ _DERIVED = """
            key, error, state IN ('succeeded', 'failed', 'cancelled') AS is_final,
            COALESCE(state = 'failed' AND error LIKE 'poison%%', false) AS is_poison,
            CASE WHEN state = 'succeeded' THEN pg_temp.run_of(result) END AS run
-    FROM ledger.jobs;
+    FROM ledger.jobs WHERE id NOT IN (SELECT job FROM unjudged);
     CREATE UNIQUE INDEX ON found (job);
 
     -- A keyed enqueue that raised does not know its job's id.
@@ -109,12 +118,23 @@ _DERIVED = """
            bool_or(event IN ('accepted', 'unsure')) AS spoken_of,
            bool_or(event = 'cancelled') AS cancelled,
            bool_or(event IN ('cancelled', 'cancel-unsure')) AS cancel_asked,
-           max(failures) AS failures, max(countdown) AS countdown
+           max(failures) AS failures, max(countdown) AS countdown,
+           max(after) AS after, max(upon) AS upon, max(expires) AS expires
     FROM said WHERE job IS NOT NULL GROUP BY job;
     CREATE UNIQUE INDEX ON told (job);
     -- What a job is, its producer knows better than the service.
     UPDATE found SET kind = told.kind FROM told WHERE told.job = found.job
         AND told.kind <> found.kind;
+    -- What follows others: whether they ended as it waits for, and whether it was promised.
+    CREATE TEMP TABLE deps AS
+    SELECT job, unnest(string_to_array(after, ' ')) COLLATE "C" AS parent,
+           CASE upon WHEN 'success' THEN 'succeeded' ELSE 'failed' END AS asked
+    FROM told WHERE after IS NOT NULL;
+    CREATE TEMP TABLE followers AS
+    SELECT deps.job, bool_and(COALESCE(state = asked, false)) AS is_due,
+           bool_and(COALESCE(accepted, false)) AS is_promised
+    FROM deps LEFT JOIN found ON found.job = parent LEFT JOIN told ON told.job = parent
+    GROUP BY deps.job;
     INSERT INTO stops SELECT file, began, over FROM runs WHERE kind = 'gil';
     ANALYZE said; ANALYZE runs; ANALYZE moves; ANALYZE leases; ANALYZE found; ANALYZE told;
 """
@@ -195,7 +215,8 @@ def _said(path: Path, events: Iterable[Event], clock: Clock) -> Iterator[tuple[A
         arguments = told.get("arguments") or {}
         fields = [told.get(name) for name in ("job", "kind", "key", "state", "digest")]
         asked = [arguments.get(name) for name in ("failures", "countdown")]
-        yield (clock.wall(event["t"]), path.name, event["event"], *fields, *asked)
+        more = [" ".join(told.get("after") or ()) or None, told.get("upon"), told.get("expires")]
+        yield (clock.wall(event["t"]), path.name, event["event"], *fields, *asked, *more)
 
 
 def _runs(

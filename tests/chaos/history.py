@@ -21,12 +21,15 @@ Events, by file:
     failed    error                     a whole batch was given up
     dropped   jobs, seconds             so many jobs were not enqueued: their time was over
 
-    `accepted` and `unsure` have `arguments` where the judge needs them: failures, countdown.
+    `accepted` and `unsure` have `arguments` where the judge needs them: failures, countdown. Where
+    it expires, `expires`: seconds. Where it follows other jobs, `after`: their ids, and `upon`, how
+    each of these must have ended: success or failure.
 
 `execution-<worker>-<pid>.jsonl`
     start     job, attempt, lease, run, kind    a task's code begins; `run` is new each time; with
               `wall`, its own wall clock, where a fault has put that off
-    end       job, attempt, lease, run, kind, how   it is over; how: returned, retried, raised
+    end       job, attempt, lease, run, kind, how   it is over; how: returned, retried, raised,
+              replaced
     accepted  job, kind, key, parent    the task enqueued a child, durably
     unsure    job, kind, key, error     as above, by a task
 

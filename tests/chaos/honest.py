@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.chaos.staged import CLIENT, Stage, success
-from worker.ledger.change import replay
+from worker.ledger.change import cancel, replay
 
 
 def play_honestly(stage: Stage) -> None:
@@ -26,6 +26,7 @@ def play_honestly(stage: Stage) -> None:
     _cancels(stage)
     _unsure_enqueues(stage)
     _drain(stage)
+    _canvases(stage)
     stage.producer.note("begins", road="client", rate=1)  # what the checker does not know
     with (stage.folder / "execution-killed-1.jsonl").open("ab") as file:
         file.write(b'{"t": 1, "event": "sta')  # cut by the kill
@@ -83,3 +84,30 @@ def _drain(stage: Stage) -> None:
     stage.start("leaving", stage.claim("leaving", job), "sleep")
     stage.leave("leaving")
     stage.succeed("w1", job, "sleep")
+
+
+def _canvases(stage: Stage) -> None:
+    """A chord whose parts succeed, a chain whose first step fails, a link, an errback; a job that
+    is replaced; one that expires, and one that is started in time; Celery's own job."""
+    parts = [stage.accepted("noop") for _ in range(2)]
+    for part in parts:
+        stage.succeed("w1", part, "noop")
+    stage.succeed("w1", stage.follower("noop", *parts), "noop")
+    failing = stage.accepted("failing")
+    stage.follows("second", "noop", failing)
+    stage.follows("third", "noop", "second")
+    stage.follows("link", "noop", failing, is_given=False)
+    stage.fail("w1", failing, "failing")
+    for step in ("second", "third"):
+        stage.ended(step, error="an earlier step failed")
+    stage.succeed("w2", stage.follower("noop", failing, upon="failure"), "noop")
+    job = stage.accepted("replacing")
+    stage.replaced("w1", job)
+    stage.enqueued("noop", job_id=job)
+    stage.succeed("w2", job, "noop")
+    stage.succeed("w1", stage.expiring(60), "expiring")
+    late = stage.expiring(0.5)
+    stage.age(late, 10)
+    cancel(stage.ledger(CLIENT), late, "expired before it was started")
+    own = stage.claim("w1", stage.enqueued("noop", task="celery.chord_unlock"))
+    stage.finish("w1", success(own, None))

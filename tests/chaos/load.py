@@ -110,11 +110,13 @@ def left(rig: Rig) -> int:
 def produce(rig: Rig, rate: float, mix: dict[str, int]) -> None:
     """Start the producers: by these `rate` jobs are accepted a second, and a few more are foreign.
 
-    Three use the client, one is a Celery app, one knows nothing of the ledger.
+    Three use the client, one is a Celery app, one knows nothing of the ledger. A sixth composes
+    canvases, of about three jobs each.
     """
     for name in ("p1", "p2", "p3"):
         rig.produce(name, "client", rate * 0.31, mix)
-    rig.produce("p4", "celery", rate * 0.07, mix)
+    rig.produce("p4", "celery", rate * 0.05, mix)
+    rig.produce("p6", "canvas", rate * 0.02, mix)
     rig.produce("p5", "foreign", rate * 0.02, mix)
 
 

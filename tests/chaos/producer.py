@@ -4,6 +4,7 @@
 
 client   the Python client: batches, and beside them single jobs with idempotency keys
 celery   `apply_async` of a durable Celery app, one message at a time, from several threads
+canvas   chains, groups, chords and the like, by such an app; see `tests.chaos.canvas`
 foreign  Celery messages pushed into Redis by hand, as a producer that knows nothing of the ledger;
          nothing is promised of them before they are adopted, so they are only ever `unsure`
 
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.chaos import kinds
+from tests.chaos.canvas import CanvasRoad
 from tests.chaos.history import Journal
 from tests.chaos.roads import BatchRoad, CeleryRoad, ForeignRoad, KeyedRoad, Road
 from worker.client import Client
@@ -150,6 +152,8 @@ class Producer:
             ways += [(KeyedRoad(client, journal, self._dice("keyed")), few, FEW)]
         elif self._road == "celery":
             ways += [(CeleryRoad(journal), self._allowance(1), FEW)] * CELERY_THREADS
+        elif self._road == "canvas":
+            ways += [(CanvasRoad(journal, self._dice("canvas")), self._allowance(1), FEW)]
         else:
             url = self._settings.redis_url.get_secret_value()
             ways += [(ForeignRoad(journal, url), self._allowance(1), FEW)]

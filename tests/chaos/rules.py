@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from tests.chaos import attempt_rules, waiting_rules
+from tests.chaos import attempt_rules, canvas_rules, waiting_rules
 
 #: Every state and the states that may follow it.
 LEGAL: Final = {
@@ -26,6 +26,7 @@ EXPECTED: Final = {
          "ignoring", "dying_once"),
         "succeeded",
     ),
+    **dict.fromkeys(("expiring", "replacing"), "succeeded"),
     "failing": "failed",
     "dying": "poison",
 }  # fmt: skip
@@ -83,6 +84,9 @@ _LOST: Final = """
 _UNFINISHED: Final = """
     SELECT found.job, 'never acknowledged, and is ' || state
     FROM found LEFT JOIN told USING (job) WHERE NOT is_final AND accepted IS NOT TRUE
+    UNION ALL
+    SELECT job, format('%%s of Celery is %%s', task, state) FROM unjudged
+    WHERE state NOT IN ('succeeded', 'failed', 'cancelled')
 """
 
 _PHANTOM: Final = """
@@ -139,6 +143,9 @@ _ILLEGAL_MOVE: Final = """
         new_attempt, old_lease, new_lease, by)
     FROM moves
     WHERE CASE
+        -- what will never come has ended from the start
+        WHEN old_state IS NULL AND job IN (SELECT job FROM followers WHERE NOT is_due)
+            THEN new_state NOT IN ('failed', 'cancelled') OR new_attempt <> 0
         WHEN old_state IS NULL THEN new_state NOT IN ('scheduled', 'queued') OR new_attempt <> 0
         WHEN new_state IS NULL THEN true
         WHEN old_state = 'queued' AND new_state = 'running' THEN new_attempt <> old_attempt + 1
@@ -206,6 +213,7 @@ _NO_EVIDENCE: Final = """
     SELECT job, 'failed without a traceback: ' || left(found.error, 200)
     FROM found LEFT JOIN ledger.attempts a ON a.job_id = job AND a.number = found.attempt
     WHERE state = 'failed' AND NOT is_poison AND found.error <> ''
+      AND NOT (found.attempt = 0 AND job IN (SELECT job FROM followers WHERE NOT is_due))
       AND COALESCE(a.traceback, '') = ''
     UNION ALL
     SELECT job, format('poison with the evidence of %%s of %%s losses', losses, %(limit)s)
@@ -229,7 +237,9 @@ _WRONG_END: Final = """
         CASE WHEN cancelled THEN ' or rather cancelled, as was answered' END)
     FROM found LEFT JOIN told USING (job) LEFT JOIN expected ON expected.kind = found.kind
     WHERE is_final AND NOT (is_poison AND found.kind <> ALL(%(killers)s))
-      AND CASE WHEN state = 'cancelled' THEN cancel_asked IS NOT TRUE
+      AND CASE WHEN found.job IN (SELECT job FROM followers WHERE NOT is_due)
+                   THEN state = 'succeeded'
+               WHEN state = 'cancelled' THEN cancel_asked IS NOT TRUE AND expires IS NULL
                ELSE cancelled IS TRUE
                     OR CASE WHEN is_poison THEN 'poison' ELSE state END IS DISTINCT FROM ending
           END
@@ -282,4 +292,5 @@ RULES: Final = {
     "rolled-back": _ROLLED_BACK,
     **attempt_rules.RULES,
     **waiting_rules.RULES,
+    **canvas_rules.RULES,
 }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 import uuid
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ import psycopg2
 
 from tests.chaos import audit
 from tests.chaos.history import Journal
-from worker.jobs.job import Fence, Finish
+from worker.jobs.job import Ended, Fence, Finish
 from worker.jobs.message import new_job
 from worker.jobs.states import State
 from worker.ledger.change import cancel
@@ -27,6 +28,7 @@ from worker.ledger.database import Ledger
 from worker.ledger.dispatch import dispatch_due
 from worker.ledger.enqueue import enqueue
 from worker.ledger.finish import finish
+from worker.ledger.insert import insert_ended
 from worker.ledger.lease import close_lease, open_lease
 from worker.ledger.read import read
 from worker.ledger.rescue import rescue
@@ -85,9 +87,53 @@ class Stage:
 
     def enqueued(self, kind: str, **more: Any) -> str:
         """Enqueue a job, and say nothing; its id."""
-        new = new_job(f"chaos.{kind}", (), job_id=uuid.uuid4().hex, **more)
+        task = more.pop("task", f"chaos.{kind}")
+        new = new_job(task, (), **{"job_id": uuid.uuid4().hex, **more})
         enqueue(self.ledger(CLIENT), [new])
         return new.id
+
+    def follower(self, kind: str, *parents: str, upon: str = "success") -> str:
+        """A job that follows others, and is enqueued; its id."""
+        job = self.enqueued(kind)
+        self.follows(job, kind, *parents, upon=upon)
+        return job
+
+    def follows(
+        self, job: str, kind: str, *parents: str, upon: str = "success", is_given: bool = True
+    ) -> None:
+        """Say that a job is to come after others; a link is given to nobody."""
+        told = {"job": job, "kind": kind, "key": None, "after": list(parents), "upon": upon}
+        if is_given:
+            self.producer.note("accepted", **told)
+        else:
+            self.producer.note("unsure", error="comes upon another's end", **told)
+
+    def ended(self, job: str, **more: Any) -> None:
+        """What was to follow something will never come."""
+        with self.ledger("w1").transaction() as connection:
+            insert_ended(connection, [Ended(job, "chaos.noop", State.FAILED, **more)])
+
+    def expiring(self, seconds: float) -> str:
+        """Enqueue a job that expires, and say so; its id."""
+        job = self.enqueued("expiring")
+        told = {"job": job, "kind": "expiring", "key": None, "expires": seconds}
+        self.producer.note("accepted", **told)
+        return job
+
+    def age(self, job: str, seconds: float) -> None:
+        """Let a job have been enqueued so many seconds ago."""
+        self.sql(
+            CLIENT,
+            "UPDATE audit_moves SET at = at - %(seconds)s * interval '1 second'"
+            " WHERE job = %(job)s",
+            job=job,
+            seconds=seconds,
+        )
+
+    def replaced(self, worker: str, job: str) -> None:
+        """Claim, execute, be replaced by a canvas."""
+        fence, _ = self.run(worker, job, "replacing", "replaced")
+        self.finish(worker, Finish(fence, State.SCHEDULED, "replaced", delay=math.inf))
 
     def cancelled(self, job: str) -> None:
         """Cancel a job, by a client."""

@@ -13,8 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from celery import Task, shared_task
-from celery.exceptions import Retry
+from celery import Task, chain, chord, shared_task
+from celery.exceptions import Ignore, Retry
 
 from tests.chaos.history import Journal
 from worker.errors import LedgerError
@@ -58,6 +58,9 @@ def chaotic(**options: Any) -> Callable[[Callable[..., Any]], Any]:
                 how = "returned"
             except Retry:
                 how = "retried"
+                raise
+            except Ignore:
+                how = "replaced"
                 raise
             finally:
                 journal().note("end", how=how, **story)
@@ -136,6 +139,24 @@ def parent(self: Task[Any, Any], children: int) -> None:
         with suppress(LedgerError):
             noop.apply_async(task_id=child)
             journal().note("accepted", **told)
+
+
+@chaotic()
+def expiring(self: Task[Any, Any]) -> None:
+    """Nothing, if it is not too late for it."""
+
+
+@chaotic()
+def replacing(self: Task[Any, Any], by: str) -> None:
+    """Be replaced by a canvas, whose last job has this one's id."""
+    parts = []
+    for _ in range(2):
+        child = uuid.uuid4().hex
+        told = {"job": child, "kind": "noop", "key": None, "parent": self.request.id}
+        journal().note("unsure", error="about to be enqueued", **told)
+        parts.append(noop.si().set(task_id=child))
+    last = noop.si()
+    raise self.replace(chain(*parts, last) if by == "chain" else chord(parts, last))
 
 
 @chaotic()

@@ -15,6 +15,7 @@ from tests.chaos import (
     checker,
     planted,
     planted_attempts,
+    planted_canvas,
     planted_logs,
     planted_runs,
     planted_waiting,
@@ -33,11 +34,11 @@ from tests.servers import Databases
 HERE = Path(__file__).parent
 PLANTS = planted.PLANTS
 # Each of these has enlisted its own.
-assert planted_attempts and planted_logs and planted_runs and planted_waiting
+assert planted_attempts and planted_canvas and planted_logs and planted_runs and planted_waiting
 #: What the judge is made of.
 JUDGE = (
-    "history", "audit", "attempt_rules", "believed", "checker", "clock", "counts", "evidence",
-    "report", "rules", "waiting_rules",
+    "history", "audit", "attempt_rules", "believed", "canvas_rules", "checker", "clock", "counts",
+    "evidence", "report", "rules", "waiting_rules",
 )  # fmt: skip
 
 
@@ -188,17 +189,17 @@ def test_the_counts_of_an_honest_run(stage: Stage) -> None:
     counts = check(stage.folder, stage.url).counts
 
     assert counts["jobs"] == {
-        "accepted": 16, "unsure": 3, "refused": 1, "cancelled": 2, "found": 18,
+        "accepted": 26, "unsure": 4, "refused": 1, "cancelled": 2, "found": 28,
     }  # fmt: skip
-    assert counts["by_kind"]["noop"] == {"cancelled": 1, "succeeded": 3}
+    assert counts["by_kind"]["noop"] == {"cancelled": 1, "failed": 2, "succeeded": 7}
     assert counts["by_kind"]["dying"] == {"failed": 1}
     attempts = counts["attempts"]
     assert (attempts["rescued"], attempts["results_dropped"]) == (2, 2)  # a zombie's, a cancelled's
-    assert attempts["claimed"] == attempts["executed"] == 26
+    assert attempts["claimed"] == attempts["executed"] == 34
     assert attempts["by_outcome"] == {
-        "cancelled": 1, "failed": 2, "lost": 6, "released": 1, "retried": 2,
+        "cancelled": 1, "failed": 3, "lost": 6, "released": 1, "replaced": 1, "retried": 2,
     }  # fmt: skip
-    assert counts["executions_per_job"] == {"1": 9, "2": 7, "3": 1}
+    assert counts["executions_per_job"] == {"1": 15, "2": 8, "3": 1}
     assert counts["faults"] == {"kill-worker": 1}
     assert (
         counts["kills"]["threads"]
