@@ -68,7 +68,13 @@ _DERIVED = """
 
     -- Celery's own, such as what joins a chord: no producer knows of them, and no journal.
     CREATE TEMP TABLE unjudged AS
-    SELECT id AS job, task, state FROM ledger.jobs WHERE task LIKE 'celery.%%';
+    SELECT id AS job, task, state,
+           -- An enqueue of a chord that was cut short may leave what would join it, and no parts.
+           task = 'celery.chord_unlock' AND EXISTS (
+               SELECT FROM json_array_elements(
+                   convert_from(body, 'UTF8')::json -> 1 -> 'result') AS part
+               WHERE NOT EXISTS (SELECT FROM ledger.jobs p WHERE p.id = part -> 0 ->> 0)) AS is_cut
+    FROM ledger.jobs WHERE task LIKE 'celery.%%';
 
     CREATE TEMP TABLE moves AS
     SELECT n, pg_temp.wall(at) AS t, xid, by, job, old_state, new_state,

@@ -36,6 +36,8 @@ LEAST_RATE = 320.0
 LOAD = 0.55
 #: Seconds that what was accepted is given to end, once nothing breaks any more.
 SETTLE = 900.0
+#: Seconds of these after which chords are joined, if nothing else is left.
+JOINED = 20.0
 
 UNFINISHED = "SELECT count(*) FROM ledger.jobs WHERE state IN ('scheduled', 'queued', 'running')"
 # From when on each worker is at it: before that the others drain alone.
@@ -128,10 +130,21 @@ def settle(rig: Rig, look: Callable[[], None]) -> None:
     """
     began = time.monotonic()
     while time.monotonic() - began < SETTLE and not is_quiet(rig):
+        # What would join a chord whose enqueue was cut short looks for its parts for ever.
+        if time.monotonic() - began > JOINED and _only_joins(rig):
+            break
         rig.look_after()
         look()
         time.sleep(0.1)
     rig.note_clock()
+
+
+def _only_joins(rig: Rig) -> bool:
+    try:
+        ((jobs,),) = rig.query(f"{UNFINISHED} AND task <> 'celery.chord_unlock'")
+        return int(jobs) == 0
+    except psycopg2.Error:
+        return False
 
 
 def is_quiet(rig: Rig) -> bool:

@@ -86,7 +86,9 @@ def a_step_is_ended_though_its_parent_succeeded(stage: Stage) -> None:
 
 @plants("unfinished")
 def what_joins_a_chord_waits_for_ever(stage: Stage) -> None:
-    stage.enqueued("noop", task="celery.chord_unlock")
+    part = stage.accepted("noop")
+    stage.succeed("w1", part, "noop")
+    stage.enqueued("noop", task="celery.chord_unlock", kwargs={"result": [[[part, None], None]]})
 
 
 @plants("started-late")

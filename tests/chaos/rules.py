@@ -86,7 +86,7 @@ _UNFINISHED: Final = """
     FROM found LEFT JOIN told USING (job) WHERE NOT is_final AND accepted IS NOT TRUE
     UNION ALL
     SELECT job, format('%%s of Celery is %%s', task, state) FROM unjudged
-    WHERE state NOT IN ('succeeded', 'failed', 'cancelled')
+    WHERE state NOT IN ('succeeded', 'failed', 'cancelled') AND NOT is_cut
 """
 
 _PHANTOM: Final = """

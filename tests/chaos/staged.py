@@ -28,7 +28,7 @@ from worker.ledger.database import Ledger
 from worker.ledger.dispatch import dispatch_due
 from worker.ledger.enqueue import enqueue
 from worker.ledger.finish import finish
-from worker.ledger.insert import insert_ended
+from worker.ledger.continuations import insert_ended
 from worker.ledger.lease import close_lease, open_lease
 from worker.ledger.read import read
 from worker.ledger.rescue import rescue

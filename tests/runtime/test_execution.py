@@ -102,3 +102,20 @@ def test_a_canvas_that_replaces_the_task_starts_with_its_end_and_not_before(
     assert [job.id for job in read_many(ledger, [step.id, child.id])] == [child.id]
     assert end.outbox == (step,)
     ledger.close()
+
+
+def test_what_joins_a_chord_that_replaces_the_task_comes_with_its_end(settings: Settings) -> None:
+    # Given a running task, and what Celery sends of a chord by which it replaces itself; an attempt
+    # that died in between would leave what looks for ever for parts that were never enqueued
+    ledger = Ledger(settings.database_url.get_secret_value())
+    publish = Publisher(ledger, 1 << 20)
+    joining, other = (
+        new_job("celery.chord_unlock", ["group", {"task": "test.add", "options": options}])
+        for options in ({"replaced_task_nesting": 1}, {})
+    )
+    with running(FENCE) as execution:
+        assert publish(joining) is None
+        assert publish(other) is not None
+        execution.await_replacement()
+        assert execution.finish().outbox == (joining,)
+    ledger.close()

@@ -66,11 +66,23 @@ def replaces_running_task(job: NewJob) -> bool:
     """Whether `job` belongs to the canvas by which the running task replaces itself.
 
     It must not start before the task's own end is written: its last step brings the message of the
-    very job that is still running. Celery counts the replacements in a header.
+    very job that is still running. Celery counts the replacements in a header; what joins a chord
+    has none, and tells of its body. Enqueued alone by an attempt that dies, it would wait for ever.
     """
-    nesting = json.loads(job.message.envelope)["headers"].get("replaced_task_nesting") or 0
+    headers = json.loads(job.message.envelope)["headers"]
+    nesting = headers.get("replaced_task_nesting") or _nesting_of_body(job) or 0
     request = current_task.request if current_task else None
     return bool(nesting > (getattr(request, "replaced_task_nesting", 0) or 0))
+
+
+def _nesting_of_body(job: NewJob) -> int | None:
+    if job.task != "celery.chord_unlock":
+        return None
+    try:
+        options = json.loads(job.message.body)[0][1]["options"]
+        return int(options.get("replaced_task_nesting") or 0)
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return None  # of another serializer than JSON
 
 
 def after_return() -> bool:
