@@ -47,7 +47,7 @@ def a_step_of_a_failed_chain_is_never_ended(stage: Stage) -> None:
     stage.fail("w1", parent, "failing")
 
 
-@plants("lost")
+@plants("lost", "waits-in-vain")
 def a_replaced_job_waits_for_ever(stage: Stage) -> None:
     stage.replaced("w1", stage.accepted("replacing"))
 
