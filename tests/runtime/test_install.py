@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import pickle
 import sys
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ from kombu import Connection, Producer
 
 from tests.servers import Databases, RedisDatabases
 from worker.client import Client
-from worker.errors import ConfigurationError, InvalidSettings
+from worker.errors import ConfigurationError, InvalidSettings, NotJSON
 from worker.jobs.states import State
 from worker.runtime import durable
 from worker.runtime.results import LedgerBackend
@@ -249,7 +250,10 @@ def test_without_a_redis_url_the_broker_is_the_apps_own_read_at_the_first_use(
 FAULTS = {
     "none": ({}, "REDIS_URL is not set, and the app has no broker_url; "),
     "foreign": ({"broker_url": "amqp://u:secret@h"}, "broker_url begins with amqp://, but "),
-    "wrong": ({"broker_url": "redis://u:secret@h:x/0"}, "broker_url is \\*\\*\\*; "),
+    "wrong": (
+        {"broker_url": "redis://u:secret@h:x/0"},
+        r"broker_url is redis://\*\*\*@h:x/0; the port is no number",
+    ),
     "task": ({"task_serializer": "pickle"}, "task_serializer is 'pickle', but "),
     "result": ({"result_serializer": "yaml"}, "result_serializer is 'yaml', but "),
     "accept": ({"accept_content": ["json", "pickle"]}, "accept_content allows more than JSON"),
@@ -325,8 +329,32 @@ def test_a_task_in_another_format_is_refused_before_it_has_an_id(client: Client)
     for send in sends:
         with pytest.raises(ConfigurationError, match=r"serializer = '\w+', but a durable app"):
             send()
+    headers = {"task": "shop.order", "id": "refused"}
+    with app.connection_for_write() as own, pytest.raises(NotJSON, match="application/x-python-s"):
+        Producer(own).publish(
+            [[], {}, {}], routing_key="celery", headers=headers, serializer="pickle"
+        )
     assert not client.summary(["refused"])
     assert client.job(order.apply_async(serializer="json").id)
+    app.close()
+
+
+@pytest.mark.parametrize("compression", ["zlib", "gzip", "bzip2", "lzma"])
+@pytest.mark.parametrize("protocol", [1, 2])
+def test_a_compressed_body_stands_plain_in_its_row(
+    client: Client, compression: str, protocol: int
+) -> None:
+    app: Any = durable(Celery("shop", set_as_current=False, task_protocol=protocol))
+
+    order = app.signature("shop.order", ["a chair"]).set(compression=compression)
+    sent = (order | app.signature("shop.pack")).apply_async() if protocol == 2 else order.delay()
+
+    message = client.job(sent.parent.id if protocol == 2 else sent.id).message
+    assert message is not None
+    args, _, embedded = json.loads(message.body)
+    assert args == ["a chair"]
+    assert [step["task"] for step in embedded.get("chain") or ()] == ["shop.pack"] * (protocol - 1)
+    assert "compression" not in json.loads(message.envelope)["headers"]
     app.close()
 
 

@@ -17,10 +17,13 @@ from worker.broker.faults import is_unable
 from worker.broker.messages import carries_task, job_of
 from worker.broker.routing import Binding, Routing
 from worker.broker.waiting import emptied, refuse_doorbells
-from worker.errors import Unavailable
+from worker.errors import NotJSON, Unavailable
 from worker.jobs.job import NewJob, Ring
 
 logger = logging.getLogger(__name__)
+
+#: The content type of every job.
+JSON: Final = "application/json"
 
 #: The key of `broker_transport_options` that holds the writer.
 WRITER: Final = "ledger_writer"
@@ -191,6 +194,11 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc] # kombu is not typed
         if writer is None or job is None:
             super()._put(queue, message, **kwargs)
             return
+        if message.get("content-type") != JSON:
+            raise NotJSON(
+                f"Job {job.id} is written as {message.get('content-type')}, which no durable worker"
+                " reads; send it as JSON."
+            )
         ring = writer(job)
         if ring is not None:
             self._ring(ring)
