@@ -121,3 +121,8 @@ class Enqueuing(Task):  # type: ignore[type-arg] # not generic at run time
 @app.task(base=Enqueuing, name="handlers.enqueues")
 def enqueues() -> None:
     """Only its hook does something."""
+
+
+@signals.task_revoked.connect
+def on_revoked(request: Any, terminated: bool, signum: Any, expired: bool, **_: Any) -> None:
+    ask("task_revoked", request.id, expired=expired, terminated=terminated)

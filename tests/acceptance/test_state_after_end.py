@@ -28,7 +28,7 @@ FAILED: Row = ("FAILURE", "ValueError('no')", True, True)
 AGAIN: Row = ("RETRY", "KeyError('again')", False, True)
 NOTHING: Row = ("PENDING", "None", False, False)
 
-TABLE: dict[tuple[str, str], list[tuple[str, Row, dict[str, str]]]] = {
+TABLE: dict[tuple[str, str], list[tuple[str, Row, dict[str, Any]]]] = {
     ("hooked", "return"): [("on_success", DONE, {}), ("after_return", DONE, {"state": "SUCCESS"})],
     ("hooked", "fail"): [
         ("on_failure", FAILED, {}),
@@ -67,7 +67,7 @@ class Asked:
 
     def __init__(self, folder: Path, app: Any) -> None:
         self.folder, self.app = folder, app
-        self.here: dict[str, list[tuple[str, Row, dict[str, str]]]] = {}
+        self.here: dict[str, list[tuple[str, Row, dict[str, Any]]]] = {}
         self.there: dict[str, list[tuple[str, Row]]] = {}
 
     def answer(self) -> None:
@@ -183,3 +183,38 @@ def test_a_handler_that_takes_its_time_keeps_its_child_and_its_end(
     known = service.client.job(job)
     assert (known.state, known.attempt, known.attempts) == ("succeeded", 1, ())
     assert "Terminating" not in worker.output
+
+
+def test_task_revoked_is_sent_once_for_what_was_revoked_or_expired_while_it_waited(
+    service: Service, producer: Any, tmp_path: Path
+) -> None:
+    # Given jobs that are revoked, or expire, before there is a worker
+    folder = tmp_path / "handlers"
+    folder.mkdir()
+    service.keeper()
+    revoked = producer.send_task("handlers.plain", ["return"])
+    revoked.revoke()
+    expired = producer.send_task("handlers.plain", ["return"], expires=0.2)
+    assert service.ended(expired.id).state == "cancelled"
+    worker = service.processes(
+        [sys.executable, "-m", "celery", "-A", "tests.acceptance.handlers_app", "worker", "-P",
+         "threads", "-c", "2", "-l", "info", "--without-mingle", "--without-gossip"],
+        {"HANDLERS": str(folder), "WORKER_LEASE_SECONDS": "2"},
+    )  # fmt: skip
+    worker.wait_for_line("ready.")
+
+    # And one that is revoked while it waits for its time
+    later = producer.send_task("handlers.plain", ["return"], countdown=60)
+    later.revoke()
+
+    # Then the worker sends the signal for each, and both processes read the end
+    asked = Asked(folder, producer)
+    jobs = {revoked.id: False, expired.id: True, later.id: False}
+    asked.until(dict.fromkeys(jobs, 1))
+    producer.send_task("handlers.plain", ["return"]).get(timeout=20)
+    asked.answer()
+    for job, is_expired in jobs.items():
+        ((handler, row, told),) = asked.here[job]
+        assert (handler, row[0]) == ("task_revoked", "REVOKED")
+        assert told == {"expired": is_expired, "terminated": False}
+        assert [(name, seen[0]) for name, seen in asked.there[job]] == [(handler, "REVOKED")]

@@ -8,6 +8,10 @@ from typing import Any
 from celery.app.control import Control
 
 from worker.errors import Conflict, MalformedId
+from worker.jobs.job import Ring
+from worker.jobs.queues import list_of
+from worker.jobs.states import State
+from worker.ledger.read import read
 from worker.ledger.revoke import revoke
 from worker.runtime.install import durability_of
 from worker.runtime.panel import LedgerMailbox, revoke_stamped
@@ -36,14 +40,21 @@ class LedgerControl(Control):  # type: ignore[misc] # Celery's class is not type
         Raises:
             Unavailable: Postgres is away; nothing was revoked.
         """
-        ledger = durability_of(self.app).ledger
         for job_id in [task_id] if isinstance(task_id, str) else list(task_id):
             try:
                 # Flower sends a number for a truth.
-                revoke(ledger, str(job_id), "revoked", running=bool(terminate))
+                self._revoke(str(job_id), running=bool(terminate))
             except (MalformedId, Conflict) as exc:
                 logger.info("Nothing to revoke: %s", exc)
         return super().revoke(task_id, destination, terminate, signal, **kwargs)
+
+    def _revoke(self, job_id: str, *, running: bool) -> None:
+        known = durability_of(self.app)
+        before = read(known.ledger, job_id)
+        revoke(known.ledger, job_id, "revoked", running=running)
+        if before is not None and before.state is State.SCHEDULED:
+            # Its doorbell was not pushed yet: a worker that pops it now sends `task_revoked`.
+            known.early_ends.ring([Ring(job_id, list_of(before.queue, before.priority), 0)])
 
     def revoke_by_stamped_headers(
         self,

@@ -140,9 +140,10 @@ class EarlyEnds:
         # popped here before that, it would be dropped.
         execution.commit(tuple(ring for ring in done.rings if ring.id == end.fence.id))
         if others := [ring for ring in done.rings if ring.id != end.fence.id]:
-            self._ring(others)
+            self.ring(others)
 
-    def _ring(self, rings: list[Ring]) -> None:
+    def ring(self, rings: Sequence[Ring]) -> None:
+        """Push doorbells, best effort, by a thread of this process."""
         with self._lock:
             if self._ringer is None or self._ringer[0] != os.getpid():  # a thread is not forked
                 self._ringer = os.getpid(), Ringer(self._doorbells())

@@ -31,6 +31,7 @@ from worker.runtime.install import durability_of
 from worker.runtime.isolation import Isolation, pod_of
 from worker.runtime.launch import Launcher
 from worker.runtime.lease import Lease, LeaseTerms
+from worker.runtime.revoked import telling
 from worker.runtime.ringer import Ringer
 from worker.runtime.signatures import signatures
 from worker.runtime.strangers import Strangers
@@ -226,7 +227,7 @@ class Process:
             lambda: self.queues(),
             adopt_foreign=self.settings.adopt_foreign,
             payload_max_bytes=self.settings.payload_max_bytes,
-            put_off=Strangers(self._ledger, lambda: list(self.app.tasks)).put_off,
+            put_off=telling(self, Strangers(self._ledger, lambda: list(self.app.tasks)).put_off),
         )
 
     def _await_ledger(self) -> None:
