@@ -53,6 +53,7 @@ class Outcome:
         lost: of them that the ledger does not know any more, or that failed.
         attempts: those of all jobs.
         during: jobs that ended while the machine was overloaded.
+        wasted: attempts that did not simply succeed, by how they ended.
     """
 
     load: float
@@ -61,6 +62,7 @@ class Outcome:
     lost: int
     attempts: int
     during: int
+    wasted: dict[str, int]
 
     @property
     def attempts_per_job(self) -> float:
@@ -80,8 +82,8 @@ class Outcome:
     def __str__(self) -> str:
         return (
             f"load average {self.load:.0f}; {self.jobs} jobs, {self.during} ended in the overload;"
-            f" attempts per job {self.attempts_per_job:.3f}, lost {self.lost},"
-            f" unfinished {self.jobs - self.ended - self.lost}"
+            f" attempts per job {self.attempts_per_job:.3f} (wasted: {self.wasted or 'none'}),"
+            f" lost {self.lost}, unfinished {self.jobs - self.ended - self.lost}"
         )
 
 
@@ -181,8 +183,18 @@ def _outcome(client: Client, ids: list[str], load: float, during: int) -> Outcom
     kept = sum(counts.values())
     failed = sum(counts.get(state, 0) for state in (State.FAILED, State.CANCELLED))
     (row,) = client.ledger.execute("SELECT coalesce(sum(attempt), 0) AS attempts FROM ledger.jobs")
-    succeeded = counts.get(State.SUCCEEDED, 0)
-    return Outcome(load, len(ids), succeeded, len(ids) - kept + failed, int(row.attempts), during)
+    rows = client.ledger.execute(
+        "SELECT outcome, count(*) AS times FROM ledger.attempts GROUP BY outcome ORDER BY outcome"
+    )
+    return Outcome(
+        load=load,
+        jobs=len(ids),
+        ended=counts.get(State.SUCCEEDED, 0),
+        lost=len(ids) - kept + failed,
+        attempts=int(row.attempts),
+        during=during,
+        wasted={row.outcome: int(row.times) for row in rows},
+    )
 
 
 if __name__ == "__main__":
