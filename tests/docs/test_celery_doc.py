@@ -70,4 +70,4 @@ def test_every_setting_is_told_once() -> None:
     told = [name for cell in cells for name in re.findall(r"`(\w+)`", cell)]
 
     assert len(told) == len(set(told))
-    assert set(told) == {name for name, _ in flatten(NAMESPACES)}
+    assert set(told) == {str(each[0]) for each in flatten(NAMESPACES)}
