@@ -260,13 +260,13 @@ class Model:
             return False
         job.queue()
         job.lost, job.suspicion, job.poison, job.lease = 0, 0, False, None
-        job.result, job.expires, job.late = None, False, False
+        job.result, job.expires, job.late, job.awaits = None, False, False, False
         return True
 
     def end_unrun(self, job_id: str) -> None:
         job = self.jobs.setdefault(job_id, Known(State.FAILED))
-        if job.awaits:
-            job.state, job.awaits = State.FAILED, False
+        if job.awaits:  # its message may still come
+            job.state = State.FAILED
 
     def expire_late(self) -> int:
         late = {one for one in self.ids(State.SCHEDULED, State.QUEUED) if self.jobs[one].late}

@@ -216,6 +216,37 @@ def test_what_waits_for_its_replacement_ends_with_it_and_so_does_its_own_chain(
     assert len(read_list(ledger, task=CALL_ERRBACKS)) == (end == "fails")
 
 
+def test_a_replayed_step_of_a_replacement_brings_what_was_replaced_after_all(
+    ledger: Ledger,
+) -> None:
+    # Given a job that ended because a step of its replacement failed
+    replaced(ledger, first("bad", {"chain": [step("r")]}))
+    (one,) = claim(ledger, given.lease(ledger), ["bad"])
+    finish(ledger, [given.failure(one.fence)])
+
+    # When that step is replayed, and returns
+    replay(ledger, "bad")
+    (again,) = claim(ledger, given.lease(ledger), ["bad"])
+    last = first("r", {"chain": [step("after r")]})
+    finish(ledger, [given.success(again.fence, outbox=(last,))])
+
+    # Then it runs with the message that it waited for, and what follows it comes too
+    assert given.state_of(ledger, "r") is State.QUEUED
+    (one,) = claim(ledger, given.lease(ledger), ["r"])
+    finish(ledger, [given.success(one.fence, outbox=(given.job("after r"),))])
+    assert given.state_of(ledger, "after r") is State.QUEUED
+
+
+def test_what_was_replaced_and_then_cancelled_does_not_come_back(ledger: Ledger) -> None:
+    replaced(ledger, first("goes on", {"chain": [step("r")]}))
+    cancel(ledger, "r", "no")
+
+    (one,) = claim(ledger, given.lease(ledger), ["goes on"])
+    finish(ledger, [given.success(one.fence, outbox=(first("r", {}, ["last"]),))])
+
+    assert given.state_of(ledger, "r") is State.CANCELLED
+
+
 def test_cancelling_what_was_replaced_ends_its_own_chain(ledger: Ledger) -> None:
     replaced(ledger, given.job("goes on"))
 

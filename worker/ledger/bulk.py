@@ -74,7 +74,8 @@ _CANCEL = text("""
         ORDER BY id FOR UPDATE
     ), moved AS (
         UPDATE ledger.jobs
-        SET state = 'cancelled', error = :reason, finished_at = clock_timestamp(), lease = NULL
+        SET state = 'cancelled', error = :reason, finished_at = clock_timestamp(), lease = NULL,
+            run_at = NULLIF(run_at, 'infinity')
         FROM locked WHERE jobs.id = locked.id
         RETURNING jobs.id, jobs.attempt, jobs.worker, jobs.started_at, locked.was, locked.held_by
     ), noted AS (

@@ -49,7 +49,8 @@ _FIELDS = {
 _ARRAYS = ", ".join(f"CAST(:{name} AS {kind}[])" for name, kind in _FIELDS.items())
 
 # In id order, as every batch (PROTOCOL 20). A row that is there already stays as it is, unless it
-# waits for a message that nobody will bring any more: a job replaced by a canvas.
+# waits for a message that nobody will bring any more: a job replaced by a canvas. Its `run_at`
+# stays: when a step of the canvas is replayed and succeeds, the message comes after all.
 _INSERT_ENDED = text(f"""
     INSERT INTO ledger.jobs ({", ".join(_FIELDS)}, list, priority, fingerprint, envelope, body,
                       finished_at)
@@ -59,7 +60,7 @@ _INSERT_ENDED = text(f"""
     ON CONFLICT (id) DO UPDATE
     SET state = excluded.state, result = excluded.result, result_type = excluded.result_type,
         error = excluded.error, traceback = excluded.traceback,
-        finished_at = excluded.finished_at, run_at = NULL
+        finished_at = excluded.finished_at
     WHERE jobs.state = 'scheduled' AND jobs.run_at = 'infinity'
       AND excluded.state IN ('failed', 'cancelled')
     RETURNING id, list <> '' AS had_a_message

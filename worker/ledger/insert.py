@@ -86,10 +86,11 @@ _INSERT_PLAIN = Prepared(
 )
 
 # A job replaced by a canvas waits for ever, until the canvas's last step brings its message. A
-# later step of a failed chain has ended without ever having been enqueued: when the failed one is
-# replayed and succeeds, its message comes after all.
+# later step of a failed chain has ended without ever having been enqueued. Where a step before
+# either failed, is replayed and succeeds, the message comes after all. Whoever cancels the job
+# itself takes the infinity away.
 _AWAITS = """
-    (state = 'scheduled' AND run_at = 'infinity'
+    (run_at = 'infinity' AND state IN ('scheduled', 'failed', 'cancelled')
      OR state IN ('failed', 'cancelled') AND list = '' AND attempt = 0 AND fingerprint <> 'revoked')
 """
 

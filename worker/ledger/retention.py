@@ -44,7 +44,7 @@ _EXPIRE = text("""
     )
     UPDATE ledger.jobs
     SET state = 'cancelled', error = 'expired before it was started',
-        finished_at = clock_timestamp(), lease = NULL
+        finished_at = clock_timestamp(), lease = NULL, run_at = NULLIF(run_at, 'infinity')
     FROM late WHERE jobs.id = late.id
       AND (jobs.state = (SELECT 'queued') OR jobs.state = (SELECT 'scheduled'))
     RETURNING jobs.id
