@@ -74,7 +74,7 @@ _DERIVED = """
                SELECT FROM json_array_elements(
                    convert_from(body, 'UTF8')::json -> 1 -> 'result') AS part
                WHERE NOT EXISTS (SELECT FROM ledger.jobs p WHERE p.id = part -> 0 ->> 0)) AS is_cut
-    FROM ledger.jobs WHERE task LIKE 'celery.%%'
+    FROM ledger.jobs WHERE (task LIKE 'celery.%%' OR starts_with(task, 'celery_ledger.'))
       AND id NOT IN (SELECT job FROM said WHERE job IS NOT NULL);
 
     CREATE TEMP TABLE moves AS
