@@ -18,15 +18,6 @@ note(sys.argv[1], "program")
 _OPTIONS = '"worker", "-P", "threads", "-c", "2", "-l", "info"'
 PROGRAMS = {
     "script": f"from tests.acceptance.shop import app\napp.worker_main([{_OPTIONS}])",
-    "thread": """
-import threading
-from tests.acceptance.shop import app
-app.log.setup("INFO")
-worker = app.WorkController(app=app, pool="solo", loglevel="INFO")
-thread = threading.Thread(target=worker.start)
-thread.start()
-thread.join()
-""",
     "undurable": f"""
 from tests.acceptance.bare import app
 from worker.runtime import durable
@@ -39,7 +30,6 @@ durable(app).worker_main([{_OPTIONS}])
     ("program", "task", "queue", "said"),
     [
         ("script", "tests.acceptance.shop.order", "shop", "starting a process with 2 children"),
-        ("thread", "tests.acceptance.shop.order", "shop", "it runs in a thread of another program"),
         ("undurable", "bare.note", "celery", "before it could begin"),
     ],
 )

@@ -3,8 +3,6 @@ nobody. Rule 31."""
 
 from __future__ import annotations
 
-import pytest
-
 from tests.acceptance.conftest import Service
 from worker.jobs.states import State
 
@@ -15,22 +13,18 @@ TASKS = {
 }
 
 
-@pytest.mark.parametrize(
-    ("task", "pool"),
-    [("end.hub", "threads"), ("end.received", "prefork")],
-)
-def test_who_ends_worker_after_worker_is_condemned(service: Service, task: str, pool: str) -> None:
+def test_who_ends_worker_after_worker_is_condemned(service: Service) -> None:
     # Given a supervised worker with innocents, and a job that ends its worker by a fault
     service.keeper(**TASKS)
-    workers = [service.worker(pool, 3, **TASKS)]
+    workers = [service.worker("prefork", 3, **TASKS)]
     innocents = service.enqueue_many("test.hold", 2, service.log, service.gate)
     service.running(innocents)
-    guilty = service.enqueue(task, service.log)
+    guilty = service.enqueue("end.received", service.log)
 
     def supervised() -> bool:
         if workers[-1].exit_code is not None:
             service.open_gate()  # each of them runs alone from now on, and not for long
-            workers.append(service.worker(pool, 3, **TASKS))
+            workers.append(service.worker("prefork", 3, **TASKS))
         return service.client.job(guilty).state.is_final
 
     service.until(supervised, 90, "the guilty is found")

@@ -24,7 +24,7 @@ SAID = {
 }
 
 
-@pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
 def test_whatever_a_task_ends_with_its_worker_goes_on(service: Service, pool: str) -> None:
     # Given one worker, and a job for each thing that does not survive the way
     worker = service.worker(

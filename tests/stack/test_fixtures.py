@@ -17,7 +17,7 @@ def tables(url: str) -> set[str]:
     connection = psycopg2.connect(url)
     try:
         with connection.cursor() as cursor:
-            cursor.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
+            cursor.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'ledger'")
             return {name for (name,) in cursor.fetchall()}
     finally:
         connection.close()
