@@ -173,7 +173,8 @@ def test_without_tables_it_says_migrate(
     said = here(*arguments)
 
     assert (said.code, said.out) == (2, "")
-    assert said.err == "Error: The database has no celery-ledger tables; run `worker migrate`.\n"
+    missing = "The database has no celery-ledger tables in its schema 'ledger'"
+    assert said.err == f"Error: {missing}; run `worker migrate`.\n"
 
 
 @pytest.mark.parametrize("arguments", [*COMMANDS, ["migrate"], ["check"]], ids=" ".join)

@@ -137,6 +137,16 @@ def test_the_tables_of_an_older_version_move(
     assert migrate(as_setting(address)) == head()
 
 
+def test_who_could_read_the_old_tables_can_read_the_moved_ones(
+    address: str, poor: str, open_ledger: Callable[..., Ledger]
+) -> None:
+    # Given a role for KEDA's queries, and one for workers, that do not own the tables
+    old(address, "0003")
+    sql(address, "GRANT SELECT ON jobs TO poor")
+    migrate(as_setting(address))
+    assert sql(poor, "SELECT count(*) FROM ledger.jobs") == [(0,)]
+
+
 def test_others_tables_are_left_alone(address: str, open_ledger: Callable[..., Ledger]) -> None:
     # Given another program's alembic_version, at what could be a revision of ours, and jobs
     sql(address, THEIRS)

@@ -31,7 +31,9 @@ def migrate(wait: float, as_json: bool) -> None:
 
     Newer tables that this version runs on are left as they are.
 
-    Exit codes: 0 up to date, 2 the tables are too new for this version, 3 Postgres is unavailable.
+    Exit codes: 0 up to date, 2 somebody must act first: the tables are too new for this version,
+    the schema is another program's, or the role, its password or its rights are wrong; 3 Postgres
+    is unavailable.
     """
     revision = _migrated(Settings.load(), wait)
     if as_json:

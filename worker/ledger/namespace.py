@@ -44,6 +44,12 @@ _LOOK: Final = text("""
            ) = cardinality(CAST(:columns AS name[])) AS has_jobs
     FROM pg_catalog.pg_namespace n WHERE n.nspname = :schema
 """)
+# Who has a right on a table of the schema needs one on the schema too, which `public` gives to all.
+_GRANTEES: Final = text("""
+    SELECT DISTINCT CASE grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(grantee)) END
+    FROM pg_catalog.pg_class c, aclexplode(c.relacl)
+    WHERE c.relnamespace = to_regnamespace(quote_ident(:schema)) AND grantee <> c.relowner
+""")
 _PATH: Final = text("SELECT CAST(current_schemas(false) AS text[]) || CAST('public' AS text)")
 _MAY_CREATE: Final = text("""
     SELECT has_database_privilege(current_database(), 'CREATE'), current_database(), current_user
@@ -142,6 +148,8 @@ def _move(connection: Connection, old: str, schema: str) -> None:
     for table in _TABLES:
         connection.execute(text(f'ALTER TABLE "{old}".{table} SET SCHEMA "{schema}"'))
     connection.execute(text(f'ALTER SEQUENCE "{old}".{_SEQUENCE} SET SCHEMA "{schema}"'))
+    for role in connection.execute(_GRANTEES, {"schema": schema}).scalars().all():
+        connection.execute(text(f'GRANT USAGE ON SCHEMA "{schema}" TO {role}'))
     revision = _revision_of(connection, schema)
     versions = _versions(connection, old)
     if versions == [revision]:
