@@ -168,7 +168,7 @@ def test_a_silent_postgres_is_given_up_in_bounded_time(process: Command) -> None
 def test_without_tables_it_says_migrate(
     here: Command, database_url: str, arguments: list[str]
 ) -> None:
-    _execute(database_url, "DROP SCHEMA public CASCADE; CREATE SCHEMA public")
+    _execute(database_url, "DROP SCHEMA ledger CASCADE")
 
     said = here(*arguments)
 
