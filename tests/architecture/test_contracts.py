@@ -389,3 +389,37 @@ def test_a_worker_reads_its_settings_before_the_signal_and_makes_its_consumer_af
     assert made.index("setup_defaults(") < made.index("setup_instance(")
     instance = inspect.getsource(WorkController.setup_instance)
     assert instance.index("worker_init.send") < instance.index("blueprint.apply")
+
+
+def test_remote_commands_are_looked_up_in_what_the_mailbox_is_given() -> None:
+    # worker/runtime/panel.py puts its own answers in the place of Celery's
+    from celery.app.control import Control
+    from celery.worker import control, pidbox
+    from kombu.pidbox import Mailbox, Node
+
+    assert "self.Mailbox(" in inspect.getsource(Control.__init__)
+    assert list(inspect.signature(Mailbox.Node).parameters)[1:] == [
+        "hostname",
+        "state",
+        "channel",
+        "handlers",
+    ]
+    assert "mailbox.Node(" in inspect.getsource(pidbox.Pidbox.__init__)
+    assert "self.handlers[method]" in inspect.getsource(Node.handle)
+    assert control.Panel.data["revoke"] is control.revoke
+    assert isinstance(state.revoked.discard, type(state.revoked.add))
+
+
+def test_a_connection_is_shown_by_the_alias_of_its_transport_and_cloned_without_it() -> None:
+    # worker/broker/transport.py names our transports `redis` and `sentinel`
+    from kombu import connection
+
+    assert Connection.resolve_aliases is connection.resolve_aliases
+    assert "_info(resolve=False)" in inspect.getsource(Connection.clone)
+
+
+def test_a_purge_and_a_deleted_queue_pass_the_channels_own_methods() -> None:
+    # worker/broker/transport.py
+    assert "self._purge(queue)" in inspect.getsource(virtual.Channel.queue_purge)
+    assert "self._delete(" in inspect.getsource(virtual.Channel.queue_delete)
+    assert "auto_delete_queues.add(queue)" in inspect.getsource(kombu_redis.Channel._new_queue)

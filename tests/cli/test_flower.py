@@ -142,6 +142,18 @@ def test_a_port_that_kubernetes_set_is_one_sentence(process: Command) -> None:
     assert "enableServiceLinks: false" in said.err
 
 
+def test_a_taken_port_is_one_sentence(process: Command) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        said = process("flower", "--port", str(port))
+
+    assert said.code == 2
+    assert said.err == (
+        f"Error: Flower cannot listen on 127.0.0.1 port {port}: Address already in use; stop what"
+        " has the port, or choose another --port.\n"
+    )
+
+
 def test_without_flower_it_says_what_to_install(
     here: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:

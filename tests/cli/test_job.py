@@ -14,9 +14,12 @@ from tests.processes import Processes
 from worker.broker.doorbells import ring_of
 from worker.client import Client
 from worker.flows.status import NO_KEEPER
-from worker.jobs.job import Ring
+from worker.jobs.job import Finish, Ring
 from worker.jobs.states import State
 from worker.ledger import bulk
+from worker.ledger.claim import claim
+from worker.ledger.finish import finish
+from worker.ledger.lease import open_lease
 
 
 def test_show_says_where_a_waiting_job_is(here: Command, client: Client) -> None:
@@ -54,6 +57,24 @@ def test_show_says_what_became_of_a_failed_job(
     again = here("job", "replay", "a", "--json")
     assert again.code == 0
     assert client.wait("a", 60).attempt == 2
+
+
+def test_a_jobs_history_has_its_success(client: Client) -> None:
+    client.enqueue("probe.fail", ["no"], job_id="a")
+    worker = open_lease(client.ledger, "w1", ["celery"], 60.0)
+    (one,) = claim(client.ledger, worker, ["a"])
+    finish(client.ledger, [Finish(one.fence, State.QUEUED, "retried", error="no")])
+    assert [attempt.outcome for attempt in client.job("a").history] == ["retried"]
+
+    (two,) = claim(client.ledger, worker, ["a"])
+    finish(client.ledger, [Finish(two.fence, State.SUCCEEDED, "succeeded", b"1")])
+
+    job = client.wait("a", 10)
+    assert [(one.number, one.outcome, one.worker) for one in job.history] == [
+        (1, "retried", "w1"),
+        (2, "succeeded", "w1"),
+    ]
+    assert job.history[-1].ended_at == job.finished_at
 
 
 def test_large_arguments_are_cut_for_people_only(here: Command, client: Client) -> None:

@@ -79,7 +79,7 @@ def in_words(job: Job, *, served: bool) -> Iterator[str]:
         yield _row("Result", _shown(result_of(job)))
     if job.error:
         yield _row("Error", job.error)
-    for attempt in job.attempts:
+    for attempt in job.history:
         yield _row(f"Attempt {attempt.number}", _attempt(attempt))
     if job.traceback:
         yield "\n".join(printable(job.traceback).rstrip().splitlines()[-_TRACEBACK_LINES:])

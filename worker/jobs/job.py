@@ -209,7 +209,12 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A job as the ledger knows it now. Times are the database's, with time zone."""
+    """A job as the ledger knows it now. Times are the database's, with time zone.
+
+    Attributes:
+        attempt: how often it was started.
+        attempts: how each attempt ended that did not simply succeed; see `history` for all.
+    """
 
     id: str
     task: str
@@ -238,3 +243,14 @@ class Job:
     progress: bytes | None
     progress_state: str | None
     attempts: tuple[Attempt, ...] = field(default=())
+
+    @property
+    def history(self) -> tuple[Attempt, ...]:
+        """Every attempt that has ended, the one that succeeded too, which `attempts` leaves out."""
+        is_told = any(attempt.number == self.attempt for attempt in self.attempts)
+        if self.state is not State.SUCCEEDED or self.finished_at is None or is_told:
+            return self.attempts
+        last = Attempt(
+            self.attempt, "succeeded", self.worker, self.started_at, self.finished_at, None, None
+        )
+        return (*self.attempts, last)
