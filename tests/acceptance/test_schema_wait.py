@@ -18,7 +18,8 @@ from worker.ledger.migrate import migrate
 from worker.settings import Settings
 
 _WAITS = ["The schema is waited for; run `worker migrate`."]
-_SENTENCE = "Error: The database has no celery-ledger tables in its schema 'ledger'; run `worker migrate`.\n"
+_MISSING = "The database has no celery-ledger tables in its schema 'ledger'"
+_SENTENCE = f"Error: {_MISSING}; run `worker migrate`.\n"
 _OUR_OWN = [sys.executable, "-m", "worker", "run", "-c", "2"]
 _SHOP = ["-m", "celery", "-A", "tests.acceptance.shop"]
 _CELERYS = [sys.executable, *_SHOP, "worker", "-c", "2", "-l", "info"]
