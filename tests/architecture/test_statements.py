@@ -52,6 +52,17 @@ def test_no_statement_names_a_table_without_its_schema() -> None:
     assert found == []
 
 
+def test_every_door_is_to_the_schema_that_the_settings_name() -> None:
+    found = [
+        f"{path.relative_to(_ROOT)}:{node.lineno}"
+        for path in sorted(_ROOT.rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+        and node.func.id == "Ledger" and "schema" not in {each.arg for each in node.keywords}
+    ]  # fmt: skip
+    assert found == []
+
+
 @pytest.mark.parametrize(
     "statement",
     [

@@ -24,9 +24,9 @@ from worker.jobs.message import new_job
 from worker.jobs.states import State
 from worker.ledger.change import cancel
 from worker.ledger.claim import claim, claim_suspects
-from worker.ledger.continuations import insert_ended
 from worker.ledger.database import Ledger
 from worker.ledger.dispatch import dispatch_due
+from worker.ledger.ended import insert_ended
 from worker.ledger.enqueue import enqueue
 from worker.ledger.finish import finish
 from worker.ledger.lease import close_lease, open_lease

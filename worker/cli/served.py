@@ -29,7 +29,7 @@ class Served:
             database_url=stack.environment["DATABASE_URL"],
             redis_url=stack.environment["REDIS_URL"],
         )
-        self._ledger = Ledger(settings.database_url.get_secret_value(), connections=1)
+        self._ledger = Ledger.of(settings, "worker up", connections=1)
         self._wanted, self._app = len(stack.workers), app
         self._is_said = self._wanted == 0
 
