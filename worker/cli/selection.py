@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Final, TypeVar
 
 import click
@@ -135,7 +135,13 @@ def act(
         click.echo(f"{done:,} jobs {verb}." if total else f"No job matches; none was {verb}.")
 
 
-def _progress(total: int) -> AbstractContextManager[Callable[[int], None]]:
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[int], None]]:
+    """Shows how far it has come, on a terminal only."""
     if not sys.stderr.isatty():
-        return nullcontext(lambda done: None)
-    return nullcontext(lambda done: click.echo(f"\r{done:,} of {total:,}", err=True, nl=False))
+        yield lambda done: None
+        return
+    try:
+        yield lambda done: click.echo(f"\r{done:,} of {total:,}", err=True, nl=False)
+    finally:
+        click.echo(err=True)
