@@ -109,5 +109,6 @@ def _canvases(stage: Stage) -> None:
     late = stage.expiring(0.5)
     stage.age(late, 10)
     cancel(stage.ledger(CLIENT), late, "expired before it was started")
-    own = stage.claim("w1", stage.enqueued("noop", task="celery.chord_unlock"))
-    stage.finish("w1", success(own, None))
+    for task in ("celery.chord_unlock", "celery_ledger.call_errbacks"):
+        own = stage.claim("w1", stage.enqueued("noop", task=task))
+        stage.finish("w1", success(own, None))
