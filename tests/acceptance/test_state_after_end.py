@@ -26,6 +26,8 @@ Row = tuple[str, Any, bool, bool]
 DONE: Row = ("SUCCESS", "'done'", True, False)
 FAILED: Row = ("FAILURE", "ValueError('no')", True, True)
 AGAIN: Row = ("RETRY", "KeyError('again')", False, True)
+#: Stock Celery stores no traceback of it.
+REJECTED: Row = ("FAILURE", "reject requeue=False: not wanted", True, True)
 NOTHING: Row = ("PENDING", "None", False, False)
 
 TABLE: dict[tuple[str, str], list[tuple[str, Row, dict[str, Any]]]] = {
@@ -58,6 +60,7 @@ TABLE: dict[tuple[str, str], list[tuple[str, Row, dict[str, Any]]]] = {
     ],
     ("signalled", "reject"): [
         ("task_postrun", NOTHING, {"state": "REJECTED", "retval": "Reject"}),
+        ("task_failure", REJECTED, {}),
     ],
 }
 

@@ -24,7 +24,7 @@ from worker.errors import ConfigurationError
 from worker.jobs.job import Claim
 from worker.runtime.announcer import Announcer
 from worker.runtime.ending import give_up
-from worker.runtime.handlers import settle
+from worker.runtime.handlers import await_commit, settle
 from worker.runtime.outcome import describe
 from worker.runtime.pipes import Pipes
 from worker.runtime.process import Process
@@ -236,6 +236,7 @@ class LedgerConsumer(celery_consumer.Consumer):  # type: ignore[misc] # Celery's
         request.claims, request.clock = self.process.claims, self.process.clock
         request.finish, request.lose = self.process.finish, self.process.lose
         request.settle = functools.partial(settle, self.process)
+        request.await_commit = functools.partial(await_commit, self.process)
         request.lost = claim.lost
         return request
 

@@ -28,6 +28,8 @@ from worker.runtime.execution import ERROR_LIMIT, TRACEBACK_LIMIT, clean
 
 #: Longest text, in characters, that is told of a return value; Celery's own limit is 1,024.
 VALUE_LIMIT = 100_000
+#: What stands before a `Reject`'s reason in the job's error.
+REJECTED = "rejected by the task: "
 #: What stands where an exception fails to say something.
 SPEECHLESS = "(no text)"
 

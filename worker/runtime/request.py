@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 from weakref import ref
 
+from billiard.einfo import ExceptionInfo
 from billiard.exceptions import WorkerLostError
 from celery import signals
-from celery.exceptions import InvalidTaskError, TaskRevokedError
+from celery.exceptions import InvalidTaskError, Reject, TaskRevokedError
 from celery.worker.request import Request
 from celery.worker.state import task_ready
 from kombu.utils.encoding import safe_str
@@ -18,7 +19,7 @@ from worker.jobs.job import Fence, Finish, Ring
 from worker.jobs.states import State
 from worker.runtime.claims import Claims, Phase
 from worker.runtime.clock import LeaseClock
-from worker.runtime.outcome import Kind, Raised, Traced, describe, exception_of
+from worker.runtime.outcome import REJECTED, Kind, Raised, Traced, describe, exception_of
 from worker.runtime.threads import NoThread
 from worker.runtime.trace import run_claimed
 
@@ -43,6 +44,7 @@ class ClaimedRequest(Request):  # type: ignore[misc] # Celery's class is not typ
     clock: LeaseClock
     finish: Callable[[Finish], None]
     settle: Callable[[Fence, Sequence[Ring]], None]
+    await_commit: Callable[[Fence], bool]
     lose: Callable[[ClaimedRequest, str], None]
     lost: int
 
@@ -188,8 +190,28 @@ class ClaimedRequest(Request):  # type: ignore[misc] # Celery's class is not typ
             self.send_event("task-retried", exception=value.said, traceback=value.traceback)
         elif value.kind is Kind.REJECTED:
             self.send_event("task-rejected", requeue=value.requeue)
+            if not value.requeue:
+                self._announce_failure(traced, value)
         elif value.kind is Kind.FAILED:
             self.send_event("task-failed", exception=value.said, traceback=value.traceback)
+
+    def _announce_failure(self, traced: Traced, value: Raised) -> None:
+        """A task that rejects its message for good has failed. Celery says so in the worker's main
+        process, once the failure is stored."""
+        self.send_event("task-failed", exception=value.said, traceback=value.traceback)
+        if not signals.task_failure.has_listeners(self.task):
+            return
+        self.await_commit(self.fence)
+        reason = (traced.finish.error if traced.finish else "") or ""
+        try:
+            raise Reject(reason.removeprefix(REJECTED), requeue=False)
+        except Reject as rejected:
+            exc, einfo = rejected, ExceptionInfo()
+        exc.__traceback__, einfo.traceback = None, value.traceback
+        signals.task_failure.send(
+            sender=self.task, task_id=self.id, exception=exc, args=self.args, kwargs=self.kwargs,
+            traceback=value.traceback, einfo=einfo,
+        )  # fmt: skip
 
 
 def received(request: ClaimedRequest, consumer: Any) -> None:

@@ -16,6 +16,7 @@ from worker.jobs.states import State
 from worker.runtime.clock import LeaseClock
 from worker.runtime.execution import TRACEBACK_LIMIT, Execution, running
 from worker.runtime.outcome import (
+    REJECTED,
     Traced,
     describe,
     exception_of,
@@ -90,7 +91,7 @@ def _decide(execution: Execution, value: Any) -> None:
         else:
             execution.ignore()
     elif isinstance(exc, Reject):
-        reason = f"rejected by the task: {text_of(lambda: str(exc.reason))}"
+        reason = REJECTED + text_of(lambda: str(exc.reason))
         if exc.requeue:
             execution.give_back(reason)
         else:
