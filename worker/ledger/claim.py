@@ -21,17 +21,20 @@ ALONE = 2
 # a second statement: so either the claim finds no lease, or expiry finds the claim (PROTOCOL 6).
 _MINE = """
     mine AS MATERIALIZED (
-        SELECT lease, name, tasks FROM ledger.workers
+        SELECT lease, name FROM ledger.workers
         WHERE lease = :lease AND expires_at > clock_timestamp()
         FOR KEY SHARE
+    ), told AS MATERIALIZED (
+        SELECT tasks FROM ledger.workers WHERE lease = :lease
     ), known AS MATERIALIZED (
-        SELECT unnest(tasks) AS task FROM mine
+        SELECT unnest(tasks) AS task FROM told
     )
 """
 
 # A worker is granted the tasks that it knows; one that does not say which, any. A set that is
-# hashed once: an array would be read through for each job.
-_KNOWN = "((SELECT tasks FROM mine) IS NULL OR jobs.task IN (SELECT task FROM known))"
+# hashed once: an array would be read through for each job. It stands apart from `mine`, whose rows
+# are copied for each job that is locked beside them.
+_KNOWN = "((SELECT tasks FROM told) IS NULL OR jobs.task IN (SELECT task FROM known))"
 
 # Of a first attempt, as nearly all are, nothing more is read.
 _REDELIVERED = """
