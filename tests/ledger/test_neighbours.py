@@ -20,7 +20,7 @@ from worker.ledger.claim import claim
 from worker.ledger.database import Ledger
 from worker.ledger.finish import finish
 from worker.ledger.leader import Leadership
-from worker.ledger.migrate import _config, check_schema, head, migrate
+from worker.ledger.migrate import _config, check_schema, head, migrate, second_ledger
 from worker.ledger.namespace import SCHEMA, in_schema
 from worker.ledger.read import read
 from worker.settings import Settings
@@ -265,13 +265,23 @@ def test_a_schema_that_is_anothers_is_refused(
     assert len(relations(address, "ledger") & {"alembic_version", "jobs", "groups"}) == 1
 
 
-def test_two_ledgers_are_not_made_one(address: str) -> None:
+def test_two_ledgers_are_not_made_one(address: str, open_ledger: Callable[..., Ledger]) -> None:
     # Given a ledger, and an older version's that its `worker migrate` made afterwards
     migrate(as_setting(address))
     old(address, "0003")
     with pytest.raises(ConfigurationError, match="'ledger' and 'public' both hold a ledger"):
         migrate(as_setting(address))
     assert "jobs" in relations(address, "public")
+    told = second_ledger(open_ledger(address))
+    assert told is not None
+    assert "The schema 'public' holds a second ledger" in told
+
+
+def test_one_ledger_is_no_second_one(address: str, open_ledger: Callable[..., Ledger]) -> None:
+    sql(address, THEIRS)
+    assert second_ledger(open_ledger(address)) is None
+    migrate(as_setting(address))
+    assert second_ledger(open_ledger(address)) is None
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from worker.errors import InvalidSettings, LedgerError
 from worker.flows.status import NO_KEEPER
 from worker.ledger.database import Ledger
 from worker.ledger.durability import durability_faults, mended, server_version
-from worker.ledger.migrate import check_schema, head
+from worker.ledger.migrate import check_schema, head, second_ledger
 from worker.ledger.status import keeper_leads
 from worker.settings import Settings
 
@@ -107,6 +107,9 @@ def _postgres(settings: Settings) -> Iterator[Finding]:
         revision, failed = _asked("schema", lambda: check_schema(ledger))
         own = "." if revision == head() else f", which this version, at {head()}, runs on."
         yield failed or Finding("schema", f"The schema is at {revision}{own}")
+        second, _ = _asked("schema", lambda: second_ledger(ledger))
+        if second:
+            yield Finding("schema", second, _CONFIGURATION)
         if not failed:
             leads, failed = _asked("keeper", lambda: keeper_leads(ledger))
             yield failed or _keeper(bool(leads))

@@ -116,6 +116,24 @@ def check_schema(ledger: Ledger) -> str:
     return found
 
 
+def second_ledger(ledger: Ledger) -> str | None:
+    """A sentence about a ledger of a version before 0004 beside this one: what still runs of that
+    version uses it, and none of this version's workers runs its jobs.
+
+    Raises:
+        Unavailable: Postgres is away.
+    """
+    with ledger.transaction() as connection:
+        is_there = has_ledger(connection, ledger.schema)
+        old = old_place(connection, ledger.schema) if is_there else None
+    if old is None:
+        return None
+    return (
+        f"The schema {old!r} holds a second ledger, of a version before 0004; its jobs are run by"
+        " workers of that version alone. Drop its tables once no job in them matters."
+    )
+
+
 def _known() -> list[str]:
     """The revisions that this code has, which are one line, from the first to its own."""
     scripts = ScriptDirectory.from_config(_config())
