@@ -130,12 +130,15 @@ def test_two_workers_suffer_at_once_and_no_more(
 
 
 def test_a_clock_that_cannot_be_put_off_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tests.chaos.faults import clocks, missing_parts
+    from tests.chaos.faults import clocks, missing_parts, steps
 
     monkeypatch.setattr(clocks, "_library", lambda: None)
     assert SKEW.is_dir()
-    assert list(missing_parts(FAULTS)) == ["clock"]
-    assert "apt-get install faketime" in missing_parts(["clock"])["clock"]
+    monkeypatch.setattr(steps, "library", lambda: None)
+
+    missing = missing_parts(FAULTS)
+    assert list(missing) == ["clock", "pg-clock-back", "pg-clock-forward"]
+    assert all("apt-get install faketime" in reason for reason in missing.values())
 
 
 def test_only_what_is_new_is_read_of_growing_files(tmp_path: Path) -> None:

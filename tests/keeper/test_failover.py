@@ -14,7 +14,7 @@ from tests.keeper.conftest import posted
 from tests.ledger import given
 from tests.proxy import Proxy, proxied
 from tests.standby import Standby, await_replay
-from tests.stepping import SteppingPostgres
+from tests.stepping import SteppingPostgres, library
 from worker.broker.doorbells import ring_of
 from worker.jobs.job import Enqueued, Fence
 from worker.jobs.states import State
@@ -163,6 +163,8 @@ def test_what_a_failover_has_lost_is_recorded_once_and_held_by_nobody(pair: Pair
 def test_a_servers_clock_that_steps_stops_no_duty(
     settings_for: Callable[..., Settings],
 ) -> None:
+    if library() is None:
+        pytest.skip("needs libfaketime to step a server's clock: apt-get install faketime")
     with servers.folder(servers.memory()) as folder:
         server = SteppingPostgres(folder / "postgres", options=servers.POSTGRES_OPTIONS)
         server.start()
