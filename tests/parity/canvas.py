@@ -245,11 +245,17 @@ def chain_errback_second(s: Side) -> Any:
     return len(s.notes(f"errback:{key}", 1))
 
 
-@row("an error link is called for a task killed by its time limit (prefork)", 1)
+@row(
+    "an error link of a task killed by its time limit is called (prefork)",
+    2,
+    durable=1,
+    why="Stock Celery calls it twice, where it ends the process and where it finds it ended.",
+)
 def errback_of_a_limit(s: Side) -> Any:
     key = s.key()
-    s.t.hard_limited.apply_async(queue=PREFORK, link_error=s.t.old_errback.s(key))
-    return len(s.notes(f"errback:{key}", 1))
+    result = s.t.hard_limited.apply_async(queue=PREFORK, link_error=s.t.old_errback.s(key))
+    s.state(result, "FAILURE")
+    return len(s.notes(f"errback:{key}", 2, 3.0))
 
 
 @row("a link's own link is called", ["5"])

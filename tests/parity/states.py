@@ -150,12 +150,7 @@ def rejected(s: Side) -> Any:
     return _settled(s, s.t.rejected.delay())
 
 
-@row(
-    "a task with acks_late that raises Reject keeps the state that it had",
-    "PENDING",
-    durable="FAILURE",
-    why="An accepted job always has an end: a rejected one is a dead letter that can be replayed.",
-)
+@row("a task with acks_late that raises Reject is FAILURE", "FAILURE")
 def rejected_late(s: Side) -> Any:
     return _settled(s, s.t.rejected_late.delay())
 
