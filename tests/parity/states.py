@@ -123,15 +123,13 @@ def terminated(s: Side) -> Any:
 
 @row("a job past its expires is REVOKED", "REVOKED")
 def expired(s: Side) -> Any:
-    gates = [s.key() for _ in range(2)]
-    for gate in gates:  # both processes are busy
-        s.t.hold.apply_async((gate,), queue=PREFORK)
-        s.begun(gate)
-    result = s.t.echo.apply_async((1,), queue=PREFORK, expires=0.5)
-    late = time.monotonic() + 1
+    queue = f"late-{s.key()}"
+    result = s.t.echo.apply_async((1,), queue=queue, expires=0.2)
+    late = time.monotonic() + 0.4
     s.until(lambda: time.monotonic() > late)
-    for gate in gates:
-        s.open(gate)
+    s.app.control.add_consumer(queue, destination=[s.threads], reply=True, timeout=3.0)
+    s.state(result, "REVOKED")
+    s.app.control.cancel_consumer(queue, destination=[s.threads], reply=True, timeout=3.0)
     return s.state(result, "REVOKED")
 
 
