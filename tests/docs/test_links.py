@@ -35,13 +35,16 @@ def test_every_relative_link_leads_somewhere() -> None:
 
 
 def test_every_page_of_docs_is_reached_from_the_readme() -> None:
-    linked = {
-        (page.parent / target.partition("#")[0]).resolve()
-        for page, target in relative_links()
-        if page == ROOT / "README.md"
-    }
+    links: dict[Path, set[Path]] = {page: set() for page in PAGES}
+    for page, target in relative_links():
+        links[page].add((page.parent / target.partition("#")[0]).resolve())
+    reached, ahead = set[Path](), {ROOT / "README.md"}
+    while ahead:
+        page = ahead.pop()
+        reached.add(page)
+        ahead |= links.get(page, set()) - reached
 
-    assert not [page for page in PAGES if page.name != "README.md" and page not in linked]
+    assert not [page for page in PAGES if page not in reached]
 
 
 def test_no_page_holds_a_path_of_one_machine() -> None:
