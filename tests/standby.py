@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import psycopg2
 
-from tests.stepping import SteppingPostgres
+from tests.stepping import ShiftedPostgres
 from worker.stack.postgres import PostgresServer
 from worker.stack.server import write_private
 
@@ -20,7 +20,7 @@ PATIENCE = 30.0
 _OPTIONS = {"max_standby_streaming_delay": "0"}
 
 
-class Standby(PostgresServer):
+class Standby(ShiftedPostgres):
     """A copy of a running primary, which streams from it until it is promoted.
 
     Args:
@@ -79,10 +79,6 @@ class Standby(PostgresServer):
             return bool(ask(self.url, "SELECT pg_is_in_recovery()")[0][0])
         except psycopg2.OperationalError:  # what is replayed has ended this look
             return True
-
-
-class SteppingStandby(Standby, SteppingPostgres):
-    """A standby whose clock can be stepped."""
 
 
 def ask(url: str, statement: str) -> list[Any]:

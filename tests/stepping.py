@@ -14,9 +14,30 @@ def library() -> Path | None:
     return next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
 
 
+class ShiftedPostgres(PostgresServer):
+    """A Postgres that is started with a clock which is `shift` seconds ahead; 0 for none.
+
+    Unlike one whose clock steps while it runs it may be busy for long: libfaketime reads no file in
+    it, which it would also do, and allocate memory for, in Postgres's signal handlers.
+    """
+
+    shift = 0.0
+
+    def _build(self, port: int) -> Process:
+        process = super()._build(port)
+        if self.shift:
+            process.argv[:0] = [
+                "/usr/bin/env",
+                f"LD_PRELOAD={library()}",
+                f"FAKETIME={self.shift:+.0f}s",
+                "FAKETIME_DONT_FAKE_MONOTONIC=1",
+            ]
+        return process
+
+
 class SteppingPostgres(PostgresServer):
-    """As `PostgresServer`, with a wall clock of its own. Its steady clocks do not step, as those
-    of a machine do not.
+    """For a short test: `PostgresServer` with a wall clock of its own. Its steady clocks do not
+    step, as those of a machine do not.
 
     Args:
         data, port, options: as of `PostgresServer`.

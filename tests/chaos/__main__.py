@@ -63,7 +63,6 @@ def run(asked: argparse.Namespace, folder: Path) -> int:
     terms = Terms(
         lease=asked.lease, threads=(asked.threads,) * asked.threaded,
         prefork=(4,) * asked.prefork, distance=asked.distance / 1000,
-        steps=any(name.startswith("pg-clock") for name in asked.nemesis),
         away=asked.away or min(AWAY, asked.minutes * 60 * PART_AWAY),
     )  # fmt: skip
     say(f"seed {asked.seed}, {asked.minutes:g} minutes, {', '.join(asked.nemesis)}")

@@ -24,11 +24,10 @@ from tests.chaos import aftermath, audit, probes
 from tests.chaos.history import Journal
 from tests.chaos.members import Member, Wires
 from tests.chaos.watch import DeathWatch
-from tests.standby import Standby, SteppingStandby
-from tests.stepping import SteppingPostgres
+from tests.standby import Standby
+from tests.stepping import ShiftedPostgres
 from worker.ledger.migrate import migrate
 from worker.settings import Settings
-from worker.stack.postgres import PostgresServer
 from worker.stack.redis import RedisServer
 
 
@@ -44,7 +43,6 @@ class Terms:
         prefork: workers with a prefork pool, by their concurrency.
         keepers: how many keepers.
         away: seconds of the long outage of Postgres.
-        steps: whether Postgres's clock can be stepped, which makes it slower.
     """
 
     lease: float = 5.0
@@ -54,7 +52,6 @@ class Terms:
     prefork: tuple[int, ...] = (4, 4)
     keepers: int = 2
     away: float = 30.0
-    steps: bool = False
 
 
 _LEASED = """
@@ -85,8 +82,7 @@ class Rig:
         self.logs = folder / "logs"
         self.logs.mkdir()
         self.journal = Journal(self.history / "nemesis.jsonl")
-        kind = SteppingPostgres if terms.steps else PostgresServer
-        self.postgres = kind(folder / "postgres", options={"max_connections": "150"})
+        self.postgres = ShiftedPostgres(folder / "postgres", options={"max_connections": "150"})
         self._standbys: list[Standby] = []
         self.redis = RedisServer(folder / "redis")
         self.workers: list[Member] = []
@@ -159,15 +155,15 @@ class Rig:
         for server in (self.postgres, self.redis):
             if not server.alive:
                 server.start()
-        if isinstance(self.postgres, SteppingPostgres):
-            self.postgres.step_to(0)
+        if self.postgres.shift:
+            self.postgres.shift = 0.0
+            self.postgres.restart()
         with self.doorbells() as client:
             client.config_set("maxmemory", "0")
 
     def new_standby(self) -> Standby:
         """A standby of Postgres, which is not copied yet."""
-        kind = SteppingStandby if self.terms.steps else Standby
-        made = kind(self.postgres, self.folder / f"postgres-{len(self._standbys) + 2}")
+        made = Standby(self.postgres, self.folder / f"postgres-{len(self._standbys) + 2}")
         self._standbys.append(made)
         return made
 

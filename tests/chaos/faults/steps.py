@@ -1,4 +1,4 @@
-"""Steps of Postgres's clock, while it runs."""
+"""Steps of Postgres's clock, each over a restart, as where a failover brings another clock."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 from tests.chaos.clock import STEP
 from tests.chaos.faults.registry import Course, begin, end, fault, met
 from tests.chaos.rig import Rig
-from tests.stepping import SteppingPostgres, library
+from tests.stepping import library
 
 #: Leases for which the clock is off, and for which it is then left alone.
 LASTS, RESTS = (2.0, 4.0), 2.0
@@ -27,21 +27,28 @@ def _lack() -> str | None:
 def _step(rig: Rig, name: str, seconds: float, dice: random.Random) -> Course:
     """Step the clock, wait, and step it back: two steps, one in each direction."""
     lasts, server = rig.terms.lease * dice.uniform(*LASTS), rig.postgres
-    if not isinstance(server, SteppingPostgres):
-        return
     begin(rig, name, "postgres", seconds=seconds)
     try:
-        rig.journal.note("step", seconds=seconds)
-        server.step_to(seconds)
+        _restart(rig, seconds)
         ((clock,),) = rig.query(_CLOCK)
         if abs(clock - time.time() - seconds) < ABOUT:
             met(rig, name, "postgres", off=round(clock - time.time()))
         yield lasts
     finally:
-        rig.journal.note("step", seconds=-seconds)
-        server.step_to(0)
+        if server.shift:
+            _restart(rig, -seconds)
     yield rig.terms.lease * RESTS
     end(rig, name, "postgres")
+
+
+def _restart(rig: Rig, seconds: float) -> None:
+    """Restart Postgres with a clock that has stepped meanwhile."""
+    rig.journal.note("outage", store="postgres")
+    rig.postgres.stop()
+    rig.journal.note("step", seconds=seconds)
+    rig.postgres.shift += seconds
+    rig.postgres.start()
+    rig.journal.note("back", store="postgres")
 
 
 @fault("postgres", weight=1, lack=_lack)
