@@ -157,6 +157,8 @@ class _Pickler(pickle.Pickler):
     """Pickles plain data and our own classes, and nothing else."""
 
     def reducer_override(self, obj: Any) -> Any:
+        if type(obj) in _OUR_ENUMS:  # Python before 3.11.4 would have the pipe call `getattr`
+            return type(obj), (obj.value,)
         if type(obj) in _OURS or (isinstance(obj, type) and (obj in _OURS or obj in _PLAIN)):
             return NotImplemented
         for plain in _PLAIN:
@@ -166,6 +168,7 @@ class _Pickler(pickle.Pickler):
 
 
 _OURS = frozenset({Ended, Fence, Finish, Kind, Message, NewJob, Raised, Ring, State})
+_OUR_ENUMS = frozenset({Kind, State})
 _PLAIN: tuple[Any, ...] = (str, bytes, int, float)
 
 
