@@ -61,7 +61,7 @@ _COLUMNS: Final = {
     "seq": "NULL::bigint",
     "dispatched_at": "NULL::timestamptz",
     "rings": "0",
-    "at": "now()",
+    "at": "clock_timestamp()",
     "run_at": "NULL::timestamptz",
     "expires_at": "NULL::timestamptz",
     "finished_at": "NULL::timestamptz",

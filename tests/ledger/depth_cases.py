@@ -20,7 +20,7 @@ from tests.ledger.depth import (
 from tests.ledger.plans import VAIN_EACH
 from worker.jobs.job import Finish
 from worker.jobs.states import State
-from worker.ledger import change, lease, read
+from worker.ledger import bulk, change, lease, read
 from worker.ledger.claim import adopt, claim, claim_suspects
 from worker.ledger.database import Ledger
 from worker.ledger.dispatch import WINDOW, dispatch_due, take_lost, take_unsure, waiting_lists
@@ -28,6 +28,7 @@ from worker.ledger.enqueue import enqueue
 from worker.ledger.finish import finish, note_progress
 from worker.ledger.rescue import rescue
 from worker.ledger.retention import drop_old, expire_late
+from worker.ledger.strangers import put_off
 from worker.ledger.suspects import wanted
 
 #: What the ledger's functions are given here, when they are given many.
@@ -201,6 +202,32 @@ def cancelling(ledger: Ledger, job_id: str) -> None:
     change.cancel(ledger, job_id, "not wanted")
 
 
+def counting(*states: State, **more: Any) -> Case:
+    return lambda depth: lambda ledger: bulk.count(ledger, bulk.Selection(states, **more))
+
+
+def cancelling_many(depth: Depth) -> Callable[[Ledger], Any]:
+    ids = depth.waiting(MANY)
+    return lambda ledger: bulk.cancel_batch(ledger, ids, bulk.OPEN, "not wanted")
+
+
+def replaying_many(depth: Depth) -> Callable[[Ledger], Any]:
+    ids = depth.ids(MANY, "state = 'failed'")
+    return lambda ledger: bulk.replay_batch(ledger, ids, bulk.ENDED_BADLY)
+
+
+def putting_off(depth: Depth) -> Callable[[Ledger], Any]:
+    ids = depth.waiting(MANY)
+    return lambda ledger: put_off(ledger, ids, ["mine"])
+
+
+def recalling(depth: Depth) -> Callable[[Ledger], Any]:
+    ids = depth.waiting(MANY)
+    put_off(depth.ledger, ids, ["mine"])
+    known = [f"shop.tasks.receipt_{number}" for number in range(20)]
+    return lambda ledger: lease.open_lease(ledger, "w2", ["celery"], 3600, tasks=known)
+
+
 BATCH = 500
 # What a statement is about may be more than it changes: all that a list says it reads.
 WAIT = FORGOTTEN + WAITING
@@ -260,8 +287,15 @@ CASES: dict[str, tuple[Case, int]] = {
     "read": (one_job("state = 'failed'", read.read), 1),
     "read: many": (reading, MANY),
     "counts: some": (counting_some, MANY),
+    "counts: all": (lambda depth: read.counts, WAIT),
     "cancel: waiting": (one_job("state = 'scheduled'", cancelling), 1),
     "cancel: running": (one_job("state = 'running'", cancelling), 1),
     "replay": (one_job("state = 'failed'", change.replay), 1),
     "forget": (one_job("state = 'succeeded'", change.forget), 1),
+    **{f"count: {state}": (counting(state), bulk.WINDOW) for state in bulk.OPEN},
+    **{f"count: {state}": (counting(state), bulk.WINDOW) for state in bulk.ENDED_BADLY},
+    "cancel: many": (cancelling_many, MANY),
+    "replay: many": (replaying_many, MANY),
+    "put off": (putting_off, MANY),
+    "lease: opened, with jobs that it can do": (recalling, MANY),
 }

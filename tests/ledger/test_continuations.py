@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from sqlalchemy import event
 
 from tests.ledger import given
 from tests.proxy import Proxy
@@ -15,11 +16,13 @@ from worker.errors import Conflict
 from worker.jobs.continuations import CALL_ERRBACKS
 from worker.jobs.job import Ended, Fence, Finish, Message, NewJob
 from worker.jobs.states import State
+from worker.ledger import batches as batches_module
 from worker.ledger import ended as ended_module
 from worker.ledger.bulk import cancel_batch
 from worker.ledger.change import cancel, replay
 from worker.ledger.claim import claim
 from worker.ledger.database import Ledger
+from worker.ledger.dispatch import dispatch_due
 from worker.ledger.ended import insert_ended
 from worker.ledger.enqueue import enqueue
 from worker.ledger.finish import finish
@@ -237,6 +240,31 @@ def test_a_replayed_step_of_a_replacement_brings_what_was_replaced_after_all(
     assert given.state_of(ledger, "after r") is State.QUEUED
 
 
+@pytest.mark.parametrize("was", ["waits for its replacement", "a later step", "cancelled"])
+def test_what_comes_after_all_with_a_countdown_waits_for_its_time(ledger: Ledger, was: str) -> None:
+    # Given a job that awaits its message from the step before it
+    before = first("before", {"chain": [step("r")]})
+    if was == "waits for its replacement":
+        replaced(ledger, before)
+        (one,) = claim(ledger, given.lease(ledger), ["before"])
+    else:
+        fence = running(ledger, before)
+        finish(ledger, [given.failure(fence)] if was == "a later step" else [])
+        if was == "cancelled":
+            cancel(ledger, "before", "no")
+        replay(ledger, "before")
+        (one,) = claim(ledger, given.lease(ledger), ["before"])
+
+    # When that step returns, and the message has a countdown
+    done = finish(ledger, [given.success(one.fence, outbox=(given.job("r", delay=600),))])
+
+    # Then it waits for that
+    assert not done.rings
+    assert given.state_of(ledger, "r") is State.SCHEDULED
+    given.make_due(ledger, "r")
+    assert [ring.id for ring in dispatch_due(ledger, None)] == ["r"]
+
+
 def test_what_was_replaced_and_then_cancelled_does_not_come_back(ledger: Ledger) -> None:
     replaced(ledger, first("goes on", {"chain": [step("r")]}))
     cancel(ledger, "r", "no")
@@ -395,3 +423,25 @@ def test_of_two_ends_of_one_job_the_first_counts(ledger: Ledger) -> None:
     ledger.run(lambda connection: insert_ended(connection, two))
 
     assert given.state_of(ledger, "x") is State.SUCCEEDED
+
+
+def test_large_messages_are_read_in_parts(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given jobs whose messages together are too large for one statement
+    monkeypatch.setattr(batches_module, "STATEMENT_BYTES", 5000)
+    ids = [f"a{number}" for number in range(6)]
+    jobs = [first(i, {"chain": [step(f"after {i}")]}, ["x" * 2000]) for i in ids]
+    enqueue(ledger, jobs)
+    read: list[int] = []
+
+    def seen(_c: Any, cursor: Any, statement: str, *_: Any) -> None:
+        if "SELECT id, task, queue, priority, state, error" in statement:
+            read.append(cursor.rowcount)
+
+    event.listen(ledger.engine, "after_cursor_execute", seen)
+
+    # When all are cancelled at once
+    assert cancel_batch(ledger, ids, [State.QUEUED], "no") == len(ids)
+
+    # Then no statement reads more than it may, and each one's next step ends
+    assert read == [2, 2, 2]
+    assert all(given.state_of(ledger, f"after {i}") is State.CANCELLED for i in ids)

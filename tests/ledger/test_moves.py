@@ -66,6 +66,11 @@ def when_never_enqueued(ledger: Ledger, fence: Fence) -> None:
     enqueue(ledger, [given.job(JOB, 2)])
 
 
+def when_awaited_for_later(ledger: Ledger, fence: Fence) -> None:
+    ledger.execute("UPDATE ledger.jobs SET run_at = 'infinity' WHERE finished_at IS NOT NULL")
+    enqueue(ledger, [given.job(JOB, 3, delay=60)])
+
+
 #: Everything that changes a job.
 STATEMENTS: dict[str, Statement] = {
     "enqueue": lambda ledger, fence: enqueue(ledger, [given.job(JOB, 1)]),
@@ -91,6 +96,7 @@ STATEMENTS: dict[str, Statement] = {
     "replay": lambda ledger, fence: replay(ledger, JOB),
     "end unreplaced": when_unreplaced,
     "enqueue after all": when_never_enqueued,
+    "enqueue after all, for later": when_awaited_for_later,
     "forget": lambda ledger, fence: forget(ledger, JOB),
 }
 

@@ -18,6 +18,7 @@ from worker.ledger.look import Look, look_at
 from worker.ledger.rescue import rescue
 from worker.ledger.retention import drop_old, expire_late
 from worker.ledger.steps import move_back
+from worker.ledger.strangers import LONGEST, put_off
 from worker.ledger.suspects import wanted
 
 HOUR, MINUTE = 3600.0, 60.0
@@ -287,3 +288,19 @@ def test_two_looks_tell_a_step_from_a_slow_answer(
 
     slow = Look(first.started, first.clock + timedelta(seconds=15), 110.0, 118.0)
     assert not first.is_gap(slow)
+
+
+def test_what_was_put_off_is_late_by_no_step(ledger: Ledger) -> None:
+    # Given a job that waits, at most a minute, for a worker that knows its task
+    given.enqueued(ledger, "a", task="theirs")
+    given.enqueued(ledger, "b", task="ours")
+    given.lease(ledger, tasks=["ours"])
+    put_off(ledger, ["a", "b"], ["mine"])
+
+    # When the clock steps back by an hour
+    given.step_clock(ledger, -HOUR)
+    move_back(ledger, None)
+
+    # Then it waits as long as before
+    assert late_by(ledger, "a", "run_at") <= LONGEST
+    assert late_by(ledger, "b", "run_at") <= LONGEST

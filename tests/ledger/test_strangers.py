@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from tests.ledger import given
@@ -156,3 +158,36 @@ def test_a_great_many_are_rung_for_at_a_bounded_rate(ledger: Ledger) -> None:
         put_off(ledger, ids[start : start + 500], ["mine"])
     assert wait_of(ledger, ids[0]) <= strangers.PAUSE
     assert wait_of(ledger, ids[-1]) > 1500 / strangers.RATE - 1
+
+
+def test_what_is_recalled_at_once_is_bounded_and_the_rest_comes_by_itself(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(strangers, "RECALLED", 2)
+    given.enqueued(ledger, "a", "b", "c", task="theirs")
+    put_off(ledger, ["a", "b", "c"], ["mine"])
+
+    open_lease(ledger, "w", ["celery"], 600, tasks=["theirs"])
+
+    due = {ring.id for ring in dispatch_due(ledger, None)}
+    (left,) = {"a", "b", "c"} - due
+    assert 0 < wait_of(ledger, left) <= strangers.LONGEST
+
+
+def test_many_unknown_names_take_no_long_time_to_explain(ledger: Ledger) -> None:
+    # Given a worker that knows many tasks, and a batch of jobs of a name each that nobody knows
+    known = [f"shop.department{number % 40}.tasks.do_thing_{number}" for number in range(3000)]
+    given.lease(ledger, tasks=known)
+    ids = [f"j{number:03}" for number in range(200)]
+    for job_id in ids:
+        given.enqueued(ledger, job_id, task=f"shop.department{job_id}.tasks.do_thing_{job_id}")
+
+    # When they are put off
+    began = time.process_time()
+    told = put_off(ledger, ids, known)
+
+    # Then each says why, and the search for near names has not kept the claims waiting
+    assert len(told) == len(ids)
+    assert all(not one.is_served and "no living worker knows" in one.why for one in told)
+    assert sum("the nearest name is" in one.why for one in told) >= 1
+    assert time.process_time() - began < 1.0

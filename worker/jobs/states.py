@@ -48,8 +48,8 @@ MOVES: Final[dict[State, dict[State, str]]] = {
         State.CANCELLED: "cancel",
     },
     State.SUCCEEDED: {},
-    State.FAILED: {State.QUEUED: "replay"},
-    State.CANCELLED: {State.QUEUED: "replay"},
+    State.FAILED: {State.QUEUED: "replay", State.SCHEDULED: "replay"},
+    State.CANCELLED: {State.QUEUED: "replay", State.SCHEDULED: "replay"},
 }
 
 

@@ -28,8 +28,8 @@ _WALKS: Final = {
     State.SCHEDULED: (("run_at", "timestamptz"), ("id", "text")),
     State.QUEUED: (("list", "text"), ("dispatch_seq", "bigint")),
     State.RUNNING: (("lease", "text"), ("id", "text")),
-    State.FAILED: (("state", "text"), ("id", "text")),
-    State.CANCELLED: (("state", "text"), ("id", "text")),
+    State.FAILED: (("created_at", "timestamptz"), ("id", "text")),
+    State.CANCELLED: (("created_at", "timestamptz"), ("id", "text")),
 }
 
 _NOW = text("SELECT clock_timestamp() AS now")

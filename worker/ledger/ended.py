@@ -5,7 +5,7 @@ Below `worker.ledger.insert`, which ends what was to follow a message that it dr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, text
@@ -20,11 +20,10 @@ from worker.ledger.batches import batches
 BATCH = 500
 
 # Most jobs have nothing that follows them, and say so in the last bytes of their body: of those no
-# row is read. The state is asked again, because a job that is no longer final has no end.
-_FINAL = text(f"""
-    SELECT id, task, queue, priority, state, error, result, result_type, traceback, root_id,
-           envelope, body
-    FROM ledger.jobs
+# row is read. The state is asked again, because a job that is no longer final has no end. Of the
+# others the sizes come first: a thousand bodies may be more than a process can hold at once.
+_FOLLOWED = text(f"""
+    SELECT id, octet_length(body) + octet_length(envelope) AS size FROM ledger.jobs
     WHERE id = ANY(CAST(:ids AS text[]))
       AND (state = (SELECT 'failed') OR state = (SELECT 'cancelled')
            OR state = (SELECT 'succeeded'))
@@ -32,6 +31,11 @@ _FINAL = text(f"""
            OR task = '{CHORD_UNLOCK}')
     ORDER BY id
 """)  # noqa: S608 -- constants
+_FINAL = text("""
+    SELECT id, task, queue, priority, state, error, result, result_type, traceback, root_id,
+           envelope, body
+    FROM ledger.jobs WHERE id = ANY(CAST(:ids AS text[])) ORDER BY id
+""")
 
 _FIELDS = {
     "id": "text",
@@ -108,12 +112,16 @@ def end_followers(
     insert_ended(connection, ended)
 
 
-def read_final(connection: Connection, ids: Sequence[str]) -> list[FinalJob]:
-    """Those of `ids` that are final and that something may follow."""
+def read_final(connection: Connection, ids: Sequence[str]) -> Iterator[FinalJob]:
+    """Those of `ids` that are final and that something may follow; read in parts as they are taken,
+    in the transaction that has made them final."""
     if not ids:
-        return []
+        return
     parameters = {"ids": literal(ids), "nothing": NOTHING_FOLLOWS}
-    return [_job(row) for row in connection.execute(_FINAL, parameters)]
+    followed = connection.execute(_FOLLOWED, parameters).all()
+    for part in batches(followed, BATCH, lambda row: int(row.size)):
+        rows = connection.execute(_FINAL, {"ids": literal([row.id for row in part])}).all()
+        yield from map(_job, rows)
 
 
 def _job(row: Any) -> FinalJob:

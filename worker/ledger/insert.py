@@ -101,12 +101,18 @@ _KNOWN = text(f"""
 
 _FILL_AWAITED = text(f"""
     UPDATE ledger.jobs
-    SET state = 'queued', task = :task, queue = :queue, list = :list, priority = :priority,
-        run_at = NULL, dispatch_seq = nextval('ledger.dispatch_seq'),
+    SET state = CASE WHEN said.delay > 0 THEN 'scheduled' ELSE 'queued' END,
+        task = :task, queue = :queue, list = :list, priority = :priority,
+        run_at = CASE WHEN said.delay > 0
+                      THEN clock_timestamp() + said.delay * interval '1 second' END,
+        dispatch_seq = CASE WHEN said.delay > 0 THEN NULL
+                            ELSE nextval('ledger.dispatch_seq') END,
         dispatched_at = clock_timestamp(),
         expires_at = COALESCE(clock_timestamp() + :expires * interval '1 second', expires_at),
-        rings = 1, envelope = :envelope, body = :body, fingerprint = :fingerprint,
+        rings = CASE WHEN said.delay > 0 THEN 0 ELSE 1 END,
+        envelope = :envelope, body = :body, fingerprint = :fingerprint,
         result = NULL, result_type = NULL, error = NULL, traceback = NULL, finished_at = NULL
+    FROM (SELECT CAST(:delay AS float8) AS delay) AS said
     WHERE id = :id AND {_AWAITS}
     RETURNING id, list, dispatch_seq
 """)  # noqa: S608 -- constants of this module
@@ -251,8 +257,7 @@ def _answer(
     if row is None:
         return None
     if row.awaits and row.id == job.id:
-        filled = _fill_awaited(connection, job)
-        return None if filled is None else Enqueued(job.id, True, filled)
+        return _fill_awaited(connection, job)
     if _is_same(row, job):
         return Enqueued(row.id, False, None)
     if by_key is not None:
@@ -265,9 +270,9 @@ def _answer(
     )
 
 
-def _fill_awaited(connection: Connection, job: NewJob) -> Ring | None:
+def _fill_awaited(connection: Connection, job: NewJob) -> Enqueued | None:
     """Give a row that awaits its message that message; `None` when it does not await it now."""
-    names = ("id", "task", "queue", "list", "priority", "expires")
+    names = ("id", "task", "queue", "list", "priority", "delay", "expires")
     parameters = {name: getattr(job, name) for name in names}
     parameters |= {
         "envelope": job.message.envelope,
@@ -275,7 +280,9 @@ def _fill_awaited(connection: Connection, job: NewJob) -> Ring | None:
         "fingerprint": job.fingerprint,
     }
     filled = connection.execute(_FILL_AWAITED, parameters).first()
-    return Ring(*filled) if filled is not None else None
+    if filled is None:
+        return None
+    return Enqueued(job.id, True, Ring(*filled) if filled.dispatch_seq else None)
 
 
 def _is_same(row: Any, job: NewJob) -> bool:

@@ -100,8 +100,8 @@ _COUNT_EACH = text(
             (State.QUEUED, "list, dispatch_seq", "ALL"),
             (State.RUNNING, "lease", "ALL"),
             (State.SUCCEEDED, "finished_at", ":most"),
-            (State.FAILED, "id", ":most"),
-            (State.CANCELLED, "id", ":most"),
+            (State.FAILED, "created_at, id", ":most"),
+            (State.CANCELLED, "created_at, id", ":most"),
         )
     )
 )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import functools
+import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -23,6 +25,11 @@ COUNTED: Final = 10_000
 #: The shortest and the longest wait, in seconds, where nobody living knows the task. Between them
 #: a job waits half as long as it has waited already.
 SHORTEST, LONGEST = 1.0, 60.0
+#: Seconds, about, that one call may search for near names: to compare a name with each of some
+#: thousand others takes a third of a second, and the claims wait, and so does the transaction.
+HINTING: Final = 0.2
+#: Jobs that are made due at once when a worker that knows them opens its lease.
+RECALLED: Final = 5000
 
 _STRANGE = text(f"""
     SELECT task, queue,
@@ -67,7 +74,7 @@ _PUT_OFF = text(f"""
             LIMIT {COUNTED}) AS counted
     )
     UPDATE ledger.jobs
-    SET state = 'scheduled', dispatch_seq = NULL, dispatched_at = NULL, rings = 0,
+    SET state = 'scheduled', dispatch_seq = NULL, dispatched_at = clock_timestamp(), rings = 0,
         error = strange.error,
         run_at = clock_timestamp() + interval '1 second' * CASE
             WHEN strange.served
@@ -78,15 +85,17 @@ _PUT_OFF = text(f"""
     WHERE jobs.id = strange.id AND jobs.state = {QUEUED} AND jobs.suspicion = 0
 """)  # noqa: S608 -- constants of the ledger
 
-# What was put off waits no longer than `LONGEST`: further in the future nothing is looked at.
+# What was put off waits no longer than `LONGEST`: further in the future nothing is looked at, nor
+# what is due already. What is left beyond `:most` comes by itself, within that time: a lease must
+# open in time, however much waits for it. Who skips locked rows waits for none.
 _RECALL = text(f"""
     WITH known AS MATERIALIZED (
         SELECT id FROM ledger.jobs
-        WHERE state = 'scheduled'
-          AND run_at <= clock_timestamp() + {LONGEST} * interval '1 second'
+        WHERE state = 'scheduled' AND run_at > statement_timestamp()
+          AND run_at <= statement_timestamp() + {LONGEST} * interval '1 second'
           AND task = ANY(CAST(:tasks AS text[])) AND queue = ANY(CAST(:queues AS text[]))
           AND (starts_with(error, '{NOWHERE}') OR starts_with(error, '{ELSEWHERE}'))
-        ORDER BY id
+        ORDER BY run_at LIMIT :most
         FOR UPDATE SKIP LOCKED
     )
     UPDATE ledger.jobs SET run_at = clock_timestamp(), error = NULL
@@ -132,8 +141,11 @@ def put_off(ledger: Ledger, ids: Sequence[str], tasks: Collection[str]) -> list[
         ).all()
         if not found:
             return []
-        near = {row.task for row in connection.execute(_KNOWN_TASKS)}
-        told = [PutOff(row.task, row.served, _why(row.task, row.served, near)) for row in found]
+        near = tuple(row.task for row in connection.execute(_KNOWN_TASKS))
+        until = time.monotonic() + HINTING
+        told = [
+            PutOff(row.task, row.served, _why(row.task, row.served, near, until)) for row in found
+        ]
         said: dict[str, list[Any]] = {
             "task": [row.task for row in found],
             "queue": [row.queue for row in found],
@@ -149,14 +161,15 @@ def put_off(ledger: Ledger, ids: Sequence[str], tasks: Collection[str]) -> list[
 
 
 def recall(connection: Connection, queues: Sequence[str], tasks: Collection[str]) -> int:
-    """Make due what was put off and a worker of `queues` that knows `tasks` can run now; how many.
+    """Make due what was put off and a worker of `queues` that knows `tasks` can run now; how many,
+    at most `RECALLED`.
 
     Args:
         connection: in the transaction that makes the worker's tasks known.
         queues: the worker's.
         tasks: those that it knows.
     """
-    known = {"queues": list(queues), "tasks": sorted(tasks)}
+    known = {"queues": list(queues), "tasks": sorted(tasks), "most": RECALLED}
     return connection.execute(_RECALL, known).rowcount
 
 
@@ -177,9 +190,14 @@ def living(ledger: Ledger) -> int:
     return int(row.workers)
 
 
-def _why(task: str, served: bool, known: Collection[str]) -> str:
+def _why(task: str, served: bool, known: tuple[str, ...], until: float) -> str:
     if served:
         return f"{ELSEWHERE}{task!r}: another one than took it"
-    near = difflib.get_close_matches(task, sorted(known), n=1)
-    hint = f", the nearest name is {near[0]!r}" if near else ""
+    near = _nearest(task, known) if time.monotonic() < until else None
+    hint = f", the nearest name is {near!r}" if near else ""
     return f"{NOWHERE}{task!r}{hint}; start a worker that has it, or cancel the job"
+
+
+@functools.lru_cache(maxsize=64)
+def _nearest(task: str, known: tuple[str, ...]) -> str | None:
+    return next(iter(difflib.get_close_matches(task, known, n=1)), None)
