@@ -22,6 +22,7 @@ _NOT_FINAL = re.compile(r"\s*'(?:queued|running|scheduled)'\s*\Z")
 EXCEPTIONS = {
     "finish._SUCCEED": "a task's return has what follows it in its outbox",
     "ended._INSERT_ENDED": "it is what `carry_on` does, and `insert_ended` goes on from it",
+    "insert._FILL_AWAITED": "it queues or schedules, by the message's countdown",
 }
 #: Those that are known; so that a search that finds nothing is noticed.
 KNOWN = {"finish._FINISH", "change._CANCEL", "bulk._CANCEL", "retention._EXPIRE", "rescue._TAKE"}
