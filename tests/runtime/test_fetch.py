@@ -80,6 +80,27 @@ def test_no_more_is_popped_than_there_are_free_slots(given: Given) -> None:
     assert given.waiting() == 3
 
 
+def test_a_queue_that_is_cancelled_while_an_idle_worker_waits_is_popped_no_more(
+    given: Given,
+) -> None:
+    asked: list[str] = []
+
+    def queues() -> list[str]:
+        asked.append("once more")
+        if len(asked) == 1:
+            return ["celery"]
+        given.doorbells.ring([Ring("a-job", "celery", 1)])
+        return []
+
+    source = DoorbellSource(
+        given.ledger, given.doorbells, given.claims, queues,
+        adopt_foreign=True, payload_max_bytes=1000,
+    )  # fmt: skip
+
+    assert source.take(given.lease, 10) == []
+    assert given.waiting() == 1
+
+
 def test_a_second_doorbell_of_a_job_that_is_held_here_is_ignored(given: Given) -> None:
     job = new_job("test.add", [1])
     (answer,) = enqueue(given.ledger, [job])

@@ -76,7 +76,8 @@ class DoorbellSource:
         popped = self._doorbells.pop(self._lists(queues), most)
         if not popped:
             self._doorbells.wait(queues, POLL)
-            popped = self._doorbells.pop(self._lists(queues), most)
+            queues = self._queues()  # one of them may be consumed no more
+            popped = self._doorbells.pop(self._lists(queues), most) if queues else []
         return self._claim(lease, popped) if popped else []
 
     def _lists(self, queues: Sequence[str]) -> list[str]:
