@@ -146,5 +146,10 @@ def test_every_legal_move_is_some_statements(ledger: Ledger) -> None:
             with suppress(LedgerError):
                 statement(ledger, fence)
             made.add((state, given.state_of(ledger, JOB)))
+            # A step of the clock is known by when a waiting job's times were computed.
+            assert not ledger.execute(
+                "SELECT FROM ledger.jobs"
+                " WHERE state IN ('scheduled', 'queued') AND dispatched_at IS NULL"
+            )
 
     assert made >= {(source, target) for source, targets in MOVES.items() for target in targets}

@@ -1,0 +1,38 @@
+"""A walk through many jobs costs a page at a time, whatever the statistics say."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.ledger.depth import fill_ended
+from tests.ledger.plans import _nodes, watched
+from worker.jobs.states import State
+from worker.ledger import bulk
+from worker.ledger.database import Ledger
+
+JOBS, WINDOW = 3000, 100
+
+
+@pytest.mark.parametrize("state", [*bulk.OPEN, *bulk.ENDED_BADLY])
+def test_a_page_reads_no_more_than_a_window(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch, state: State
+) -> None:
+    # Given many jobs of a state, of which the statistics know nothing
+    monkeypatch.setattr(bulk, "WINDOW", WINDOW)
+    ledger.execute("DROP TRIGGER refuse_illegal_move ON ledger.jobs")
+    ledger.execute("ALTER TABLE ledger.jobs SET (autovacuum_enabled = off)")
+    ledger.execute("ANALYZE ledger.jobs")
+    fill_ended(ledger, 0, JOBS)
+    ledger.execute(
+        "UPDATE ledger.jobs SET state = :state, run_at = finished_at + interval '1 year'",
+        {"state": str(state)},
+    )
+
+    # When they are counted
+    with watched(ledger) as seen:
+        found = bulk.count(ledger, bulk.Selection((state,)))
+
+    # Then each page reads its own rows, and those of the last one that are of one order
+    assert found == {state: JOBS}
+    read = [node["Actual Rows"] for one in seen for node in _nodes(one.plan)]
+    assert WINDOW <= max(read) <= WINDOW + 10, "\n".join(map(str, seen[:4]))
