@@ -445,3 +445,25 @@ def test_large_messages_are_read_in_parts(ledger: Ledger, monkeypatch: pytest.Mo
     # Then no statement reads more than it may, and each one's next step ends
     assert read == [2, 2, 2]
     assert all(given.state_of(ledger, f"after {i}") is State.CANCELLED for i in ids)
+
+
+def test_rows_are_locked_in_the_order_of_their_ids_whatever_the_parts(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given parts of one row, and jobs in no order
+    monkeypatch.setattr(ended_module, "BATCH", 1)
+    sent: list[str] = []
+
+    def seen(_c: Any, _k: Any, statement: str, parameters: Any, *_: Any) -> None:
+        if "INSERT INTO ledger.jobs" in statement:
+            sent.append(parameters["id"])
+
+    event.listen(ledger.engine, "before_cursor_execute", seen)
+
+    # When they end
+    made = [Ended(job_id, "tests.add", State.FAILED) for job_id in ("b", "c", "a")]
+    ledger.run(lambda connection: insert_ended(connection, made))
+
+    # Then two who end the same jobs cannot wait for each other
+    assert len(sent) == 3
+    assert sent == sorted(sent)

@@ -80,7 +80,8 @@ def insert_ended(connection: Connection, ended: Sequence[Ended]) -> None:
     while ended:
         reasons = {job.id: job for job in reversed(ended)}  # of two for one job, the first
         awaited = []
-        for part in batches(reasons.values(), BATCH, _size_of):
+        in_order = sorted(reasons.values(), key=lambda job: job.id)
+        for part in batches(in_order, BATCH, _size_of):
             columns = {name: literal([getattr(job, name) for job in part]) for name in _FIELDS}
             inserted = connection.execute(_INSERT_ENDED, columns)
             awaited += [row.id for row in inserted if row.had_a_message]
