@@ -73,6 +73,18 @@ signalled = app.task(bind=True, name="handlers.signalled")(work)
 plain = app.task(bind=True, name="handlers.plain")(work)
 
 
+class Raising(Task):  # type: ignore[type-arg] # not generic at run time
+    """A task class whose hook raises: Celery then tells of the failure twice."""
+
+    abstract = True
+
+    def on_failure(self, *_: Any) -> None:
+        raise RuntimeError("of the hook")
+
+
+raising = app.task(base=Raising, bind=True, name="handlers.raising")(work)
+
+
 @app.task(name="handlers.errback")
 def errback(request: Any, exc: Any, traceback: Any) -> None:
     ask("errback", request.id)

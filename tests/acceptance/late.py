@@ -6,7 +6,7 @@ import os
 from types import SimpleNamespace
 from typing import Any
 
-from celery import Celery
+from celery import Celery, signals
 
 from worker.runtime import durable
 
@@ -20,8 +20,14 @@ SETTINGS = SimpleNamespace(
     CELERY_TASK_SERIALIZER=os.environ.get("LATE_SERIALIZER", "json"),
 )
 
+#: The handler of Celery's that makes the app durable; not set: this module.
+HANDLER = os.environ.get("LATE_HANDLER")
+
 app: Any = Celery("late")
-durable(app)
+if HANDLER is None:
+    durable(app)
+else:
+    getattr(signals, HANDLER).connect(lambda **_: durable(app) and None, weak=False)
 app.config_from_object(SETTINGS, namespace="CELERY")
 app.conf.worker_hijack_root_logger = False
 

@@ -20,7 +20,7 @@ WAYS = {
     "config": (
         ["--config", "tests.acceptance.late_config"],
         ["-P", "prefork"],
-        {"CELERY_BROKER_READ_URL": "redis://127.0.0.1:9/9"},
+        {"CELERY_BROKER_READ_URL": "redis://127.0.0.1:9/9", "LATE_HANDLER": "celeryd_init"},
     ),
 }
 
@@ -66,4 +66,20 @@ def test_its_worker_is_refused_in_one_sentence(service: Service) -> None:
     assert worker.output == (
         "Error: task_serializer is 'pickle', but a durable app speaks JSON only;"
         " set it to 'json'.\n"
+    )
+
+
+@pytest.mark.parametrize("handler", ["worker_init", "celeryd_after_setup"])
+def test_a_worker_whose_app_becomes_durable_too_late_is_refused(
+    service: Service, handler: str
+) -> None:
+    worker = service.processes(
+        [*CELERY, "-A", "tests.acceptance.late", "worker", "-P", "threads"],
+        {"LATE_HANDLER": handler},
+    )
+
+    assert worker.wait(60) == 2
+    assert worker.output.splitlines()[-1] == (
+        "Error: durable() was called when this app's worker was made already; call it where the"
+        " app is made, or in a handler of celeryd_init at the latest."
     )

@@ -128,6 +128,10 @@ def test_handlers_find_the_end_that_stock_celery_has_stored_by_then(
             signature("handlers.errback_by_result", app=producer),
         ],
     ).id  # fmt: skip
+    raising = producer.send_task(
+        "handlers.raising", ["fail"],
+        link_error=signature("handlers.follower", app=producer, immutable=True),
+    ).id  # fmt: skip
     enqueuing = producer.send_task("handlers.enqueues").id
     asked.until({**{job: len(expected) for job, expected in rows.items()}, failing: 2})
     asked.until({f"{enqueuing}-follower": 1})
@@ -147,8 +151,16 @@ def test_handlers_find_the_end_that_stock_celery_has_stored_by_then(
     assert handler == "on_success"
     assert service.ended(f"{enqueuing}-follower").state == "succeeded"
     # and nothing was written twice, or taken for lost
+    assert "ValueError" in str(service.ended(raising).error)
     assert "is dropped" not in worker.output
     assert worker.exit_code is None
+    # nor is an errback called twice, because a hook raises
+    worker.terminate()
+    called = service.client.ledger.execute(
+        "SELECT count(*) FROM ledger.jobs WHERE task = 'handlers.follower' AND parent_id = :id",
+        {"id": raising},
+    )
+    assert called == [(1,)]
 
 
 def test_a_handler_that_takes_its_time_keeps_its_child_and_its_end(

@@ -400,6 +400,36 @@ def test_a_tasks_own_result_backend_hides_nothing(client: Client) -> None:
     app.close()
 
 
+def _order() -> None: ...
+
+
+def test_a_task_that_another_app_has_made_is_the_sending_apps(client: Client) -> None:
+    stock: Any = Celery(
+        "stock", set_as_current=False, backend="cache+memory://", broker="memory://"
+    )
+    task = stock.task(name="stock.order", shared=False)(_order)
+    app: Any = durable(Celery("shop", set_as_current=False))
+    app.register_task(task)
+
+    sent = task.delay()
+
+    client.cancel(sent.id)
+    assert sent.state == task.AsyncResult(sent.id).state == states.REVOKED
+    assert app.tasks["stock.order"].backend is app.backend
+    app.close()
+
+
+def test_a_header_does_not_replace_the_id_that_is_given(client: Client) -> None:
+    app: Any = durable(Celery("shop", set_as_current=False))
+
+    with pytest.raises(ConfigurationError, match="leave it out of headers="):
+        app.send_task("shop.order", task_id="given", headers={"id": "other"})
+    assert not client.summary(["given", "other"])
+    assert app.send_task("shop.order", task_id="given", headers={"id": "given"}).id == "given"
+    assert client.job("given")
+    app.close()
+
+
 def test_a_durable_app_and_a_stock_one_do_not_meet(client: Client) -> None:
     stock: Any = Celery(
         "stock", set_as_current=False, broker="memory://", backend="cache+memory:///"

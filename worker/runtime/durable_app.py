@@ -86,7 +86,7 @@ class DurableApp:
     def send_task(self, *args: Any, **options: Any) -> Any:
         """Celery's `send_task`, of a task that has no result backend of its own."""
         if (task := options.get("task_type")) is not None:
-            use_the_ledger(task)
+            use_the_ledger(task, cast(Any, self))
         theirs: Any = super()
         return theirs.send_task(*args, **options)
 
@@ -116,6 +116,12 @@ class LedgerAMQP(AMQP):  # type: ignore[misc] # Celery's class is not typed
                 raise ConfigurationError(
                     f"Task {name} was given a connection or a producer of another broker, where it"
                     " would not be durable; leave out connection= and producer=."
+                )
+            own_id, said = message.headers.get("id"), options.get("headers") or {}
+            if own_id and said.get("id", own_id) != own_id:
+                raise ConfigurationError(
+                    f"Task {name} was sent with a header 'id', which would replace the id that the"
+                    " caller is given; leave it out of headers=, or use task_id=."
                 )
             serializer = options.get("serializer")
             if serializer is not None and not is_json(serializer):
@@ -162,13 +168,16 @@ def derived(ours: type, theirs: Any) -> type:
     return ours if issubclass(ours, cls) else type(cls.__name__, (ours, cls), {})
 
 
-def use_the_ledger(task: object) -> None:
-    """Take from a task the result backend of its own, which would hide its end from the ledger."""
+def use_the_ledger(task: object, app: Celery) -> None:
+    """Take from a task that `app` sends or runs the result backend of its own, or of another app
+    that has made it, which would hide its end from the ledger."""
     if isinstance(task, Task):
         cls: Any = type(task)
         if not isinstance(cls.backend, property):
             cls.backend = Task.backend
         cast(Any, task)._backend = None
+        if isinstance(vars(cls).get("app"), Celery):  # its maker's, which `bind` leaves there
+            cls.app = app
 
 
 def _rebuilt(

@@ -217,7 +217,8 @@ class _Writer:
 
 
 def durable(app: Celery, settings: Settings | None = None) -> Celery:
-    """Make `app` durable and return it; call it once, anywhere after the app is made.
+    """Make `app` durable and return it; call it once, anywhere after the app is made, and before a
+    worker of it is: in a handler of `celeryd_init` at the latest.
 
     It needs `DATABASE_URL`. Redis is `REDIS_URL`, or else the app's own `broker_url` with its
     `broker_use_ssl` and its options for Sentinel. Nothing is opened, and no configuration of the
@@ -235,10 +236,14 @@ def durable(app: Celery, settings: Settings | None = None) -> Celery:
         return app
     refuse_early(app)
     from worker.runtime.durable_app import made_durable
+    from worker.runtime.lateness import refuse_late
     from worker.runtime.prepare import prepare
+    from worker.runtime.sentences import tell_in_one_sentence
 
+    refuse_late(app)
     made_durable(app, Durability(app, settings))
     prepare(app)
+    tell_in_one_sentence()
     return app
 
 

@@ -102,7 +102,7 @@ def _decide(controller: Any) -> None:
     controller.consumer_cls = WORKER["worker_consumer"]
     controller.prefetch_multiplier = WORKER["worker_prefetch_multiplier"]
     for task in controller.app.tasks.values():
-        use_the_ledger(task)
+        use_the_ledger(task, controller.app)
 
 
 def _serve_health(process: Process) -> None:
