@@ -40,8 +40,7 @@ def _has_worker(app: Celery) -> bool:
     Celery keeps no list of workers. It sets `options` just before it sends `worker_init`.
     """
     module = sys.modules.get("celery.worker.worker")
-    loader = vars(app).get("loader")  # made here, it could be another one than the user's
-    if module is None or not getattr(loader, "worker_initialized", False):
+    if module is None or not in_worker(app):
         return False
     return any(
         issubclass(type(known), module.WorkController)
@@ -49,3 +48,9 @@ def _has_worker(app: Celery) -> bool:
         and "options" in vars(known)
         for known in gc.get_objects()
     )
+
+
+def in_worker(app: Celery) -> bool:
+    """Whether Celery has begun to set up a worker of the app."""
+    loader = vars(app).get("loader")  # made here, it could be another one than the user's
+    return bool(getattr(loader, "worker_initialized", False))

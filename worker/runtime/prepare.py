@@ -16,6 +16,7 @@ from worker.runtime.errbacks import add_errback_task
 from worker.runtime.install import Durability, durability_of
 from worker.runtime.isolated import become_isolated, die_with_parent, handed_down
 from worker.runtime.keepers import KeeperWatch
+from worker.runtime.lateness import in_worker
 from worker.runtime.process import Process
 from worker.runtime.routes import refuse_unserved
 from worker.runtime.tempdir import forget_temp_dir
@@ -26,6 +27,7 @@ logger = logging.getLogger(__name__)
 def prepare(app: Celery) -> None:
     """Connect what this app's workers need to Celery's signals."""
     known = durability_of(app)
+    known.is_worker = in_worker(app)  # as in a handler of `celeryd_init`, which ours would be
     add_errback_task(app)
 
     def on_start(instance: Any, conf: Any, **_: Any) -> None:
