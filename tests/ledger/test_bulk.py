@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.ledger import given
 from tests.ledger.depth import fill_ended
 from tests.ledger.plans import _nodes, watched
 from worker.jobs.states import State
@@ -36,3 +37,9 @@ def test_a_page_reads_no_more_than_a_window(
     assert found == {state: JOBS}
     read = [node["Actual Rows"] for one in seen for node in _nodes(one.plan)]
     assert WINDOW <= max(read) <= WINDOW + 10, "\n".join(map(str, seen[:4]))
+
+
+@pytest.mark.parametrize("seconds", [3600.0, 9e10, 9e12, 1e15, 1e300])
+def test_no_age_is_too_great_to_ask_for(ledger: Ledger, seconds: float) -> None:
+    given.enqueued(ledger, "a")
+    assert bulk.count(ledger, bulk.Selection((State.QUEUED,), older_than=seconds)) == {}

@@ -147,10 +147,14 @@ def selected(ledger: Ledger, selection: Selection) -> Iterator[tuple[State, list
         Unavailable: Postgres is away.
     """
     ((now,),) = ledger.rows(_NOW)
+    try:
+        until = now - timedelta(seconds=selection.older_than)
+    except OverflowError:  # before all time: nothing is so old
+        return
     parameters = {
         "queue": selection.queue,
         "task": selection.task,
-        "until": now - timedelta(seconds=selection.older_than),
+        "until": until,
         "parked": selection.parked,
     }
     for state in selection.states:
