@@ -7,7 +7,9 @@ from pathlib import Path
 
 import click
 import pytest
+from click.testing import CliRunner
 
+from worker.cli import demo
 from worker.cli.demo import WEBHOOKS, _jobs, _read
 from worker.settings import Settings
 
@@ -37,3 +39,13 @@ def test_an_empty_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "none.jsonl").write_text("\n")
     with pytest.raises(click.BadParameter, match="no job"):
         _read(tmp_path / "none.jsonl")
+
+
+def test_an_installation_without_the_examples_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "WEBHOOKS", tmp_path / "site-packages" / "webhooks.jsonl")
+
+    found = CliRunner().invoke(demo.demo, [])
+
+    assert (found.exit_code, "make demo" in found.output) == (2, True)

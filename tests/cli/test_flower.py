@@ -163,7 +163,7 @@ def test_without_flower_it_says_what_to_install(
 
     assert said.code == 2
     assert said.err == (
-        'Error: Flower is not installed; run `pip install "celery-ledger[flower]"`.\n'
+        'Error: Flower is not installed; run `pip install "path/to/celery-ledger[flower]"`.\n'
     )
 
 

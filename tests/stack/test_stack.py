@@ -14,7 +14,7 @@ import pytest
 
 from tests import servers
 from worker.errors import StackError
-from worker.stack import lock
+from worker.stack import binaries, lock
 from worker.stack.stack import Stack, running
 
 STEPS_UP = ["Starting Postgres", "Starting Redis", "Migrating the database"]
@@ -30,6 +30,19 @@ def data() -> Iterator[Path]:
 def stores(data: Path) -> Stack:
     """A stack of its two stores alone."""
     return Stack(data, workers=0, keepers=0)
+
+
+def test_without_a_redis_there_are_no_data_of_a_postgres(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The package that brings Redis brings a Postgres of perhaps another version.
+    monkeypatch.setattr(binaries, "_package_folder", lambda name: None)
+    monkeypatch.setenv("PATH", str(data))
+
+    with pytest.raises(StackError, match=r"Redis is not installed: .*\[local\]"):
+        stores(data).start()
+
+    assert not (data / "postgres").exists() and not lock.is_held(data / "stack.lock")
 
 
 def test_it_starts_migrates_and_stops_in_order(data: Path) -> None:

@@ -79,7 +79,7 @@ def _findings(shown: dict[str, str]) -> Iterator[Finding]:
     yield from _one("package", lambda: shadow_fault(Path.cwd()), "Nothing shadows the package.")
     yield from _postgres(settings)
     yield from _redis(settings)
-    modules = ", ".join(settings.tasks) or "none beside the built-in ones; set WORKER_TASKS"
+    modules = ", ".join(settings.tasks) or "none beside the built-in ones (WORKER_TASKS)"
     yield from _one("tasks", tasks_fault, f"The task modules can be imported: {modules}.")
 
 
@@ -130,7 +130,7 @@ def _redis(settings: Settings) -> Iterator[Finding]:
         faults, failed = _asked("redis durability", doorbells.durability_faults)
         yield from _all("redis durability", faults, failed, "Redis drops no list when it is full.")
         length, failed = _asked("quarantine", doorbells.quarantine_length)
-        yield failed or Finding("quarantine", _quarantine(length or 0))
+        yield failed or _quarantine(length or 0)
 
 
 def _answers(name: str, version: str, address: str) -> Finding:
@@ -146,13 +146,15 @@ def _keeper(leads: bool) -> Finding:
     return Finding("keeper", "A keeper leads." if leads else NO_KEEPER, warning=not leads)
 
 
-def _quarantine(length: int) -> str:
+def _quarantine(length: int) -> Finding:
     if not length:
-        return "The quarantine is empty."
-    return (
-        f"The quarantine holds {length} entries that no worker could read; look at them with"
-        " `redis-cli LRANGE ledger:quarantine 0 9`."
+        return Finding("quarantine", "The quarantine is empty.")
+    entries = "1 entry" if length == 1 else f"{length} entries"
+    says = (
+        f"The quarantine holds {entries} that no worker could read; look with"
+        ' `redis-cli -u "$REDIS_URL" lrange ledger:quarantine 0 9`.'
     )
+    return Finding("quarantine", says, warning=True)
 
 
 def _one(check: str, proof: Callable[[], str | None], good: str) -> Iterator[Finding]:

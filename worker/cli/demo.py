@@ -41,9 +41,7 @@ _ENDING: Final = (signal.SIGTERM, signal.SIGHUP)
     "--file",
     "file",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    default=WEBHOOKS,
-    show_default="examples/webhooks.jsonl",
-    help="The jobs, one JSON object a line.",
+    help="The jobs, one JSON object a line.  [default: the checkout's examples/webhooks.jsonl]",
 )
 @click.option(
     "--data",
@@ -60,15 +58,16 @@ _ENDING: Final = (signal.SIGTERM, signal.SIGHUP)
     show_default=True,
     help="Wait so long for the last result.",
 )
-def demo(file: Path, data: Path | None, as_json: bool, kill: bool, patience: float) -> None:
+def demo(file: Path | None, data: Path | None, as_json: bool, kill: bool, patience: float) -> None:
     """Deliver 500 webhooks while a worker is killed; exit 0 only if all arrived and none was lost.
 
     Starts Postgres, Redis, two workers, a keeper and a webhook receiver with bad manners, all on
     127.0.0.1, and leaves nothing behind.
     """
+    lines = _read(file or _webhooks())
     console = Console(stderr=as_json, highlight=False)
     with _stopped_like_ctrl_c(), _folder(data) as (folder, marks):
-        verdict = _deliver(folder, marks, _read(file), console, kill=kill, patience=patience)
+        verdict = _deliver(folder, marks, lines, console, kill=kill, patience=patience)
     _print(verdict, console, as_json=as_json)
     if verdict.faults or verdict.late:
         raise click.exceptions.Exit(1)
@@ -109,6 +108,15 @@ def _deliver(
             jobs = _jobs(lines, receiver.url, settings)
             delivery = Delivery(stack, client, receiver, console, kill=kill, patience=patience)
             return delivery.run(jobs)
+
+
+def _webhooks() -> Path:
+    if not WEBHOOKS.is_file():
+        raise click.UsageError(
+            "The demo's webhooks come with the checkout, and are not installed:"
+            " run it there by `make demo`, or name a file of jobs by --file."
+        )
+    return WEBHOOKS
 
 
 def _read(file: Path) -> list[str]:

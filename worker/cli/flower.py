@@ -101,7 +101,7 @@ def _options(argv: Sequence[str]) -> Any:
         from tornado.options import Error, options
     except ImportError:
         raise ConfigurationError(
-            'Flower is not installed; run `pip install "celery-ledger[flower]"`.'
+            'Flower is not installed; run `pip install "path/to/celery-ledger[flower]"`.'
         ) from None
     for option in argv:
         if not is_flower_option(option):  # Flower drops it without a word

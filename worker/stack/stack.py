@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from worker.errors import StackError
-from worker.stack import lock, ports
+from worker.stack import binaries, lock, ports
 from worker.stack.postgres import PostgresServer
 from worker.stack.redis import RedisServer
 from worker.stack.server import prepare_folder, write_private
@@ -101,6 +101,9 @@ class Stack:
         try:
             for port in self._demanded:
                 ports.demand(port)
+            # Before there are data: those of one Postgres are of no use to another, which the
+            # missing package may bring.
+            binaries.find_redis()
             progress("Starting Postgres")
             self.postgres.start()
             progress("Starting Redis")
