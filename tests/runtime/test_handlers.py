@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from worker.jobs.message import new_job
 from worker.ledger.database import Ledger
 from worker.ledger.read import read
 from worker.runtime.execution import Execution, execution_of, running
-from worker.runtime.handlers import EarlyEnds, Ends, has_handlers
+from worker.runtime.handlers import EarlyEnds, Ends, await_commit, has_handlers
 from worker.runtime.publish import Publisher
 from worker.settings import Settings
 
@@ -155,6 +156,29 @@ def test_without_postgres_nobody_waits_twice(
         assert execution.is_over  # here it can be read all the same
     assert len(asked) == 1
     assert "after its handlers" in caplog.text
+
+
+@pytest.mark.parametrize(("failing", "is_held"), [(True, True), (False, False)])
+def test_without_postgres_the_event_loop_waits_for_no_end(
+    failing: bool, is_held: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+    process: Any = SimpleNamespace(
+        claims=SimpleNamespace(fence_of=lambda _: FENCE),
+        writer=SimpleNamespace(failing=False),
+        lease=SimpleNamespace(is_held=True),
+    )
+
+    def found_away(seconds: float) -> None:
+        waits.append(seconds)
+        process.writer.failing, process.lease.is_held = failing, is_held
+
+    monkeypatch.setattr("worker.runtime.handlers.time.sleep", found_away)
+
+    assert not await_commit(process, FENCE)  # it is found to be away while this waits
+    assert len(waits) == 1
+    assert not await_commit(process, FENCE)  # and is known to be
+    assert len(waits) == 1
 
 
 def test_the_threads_of_a_task_find_its_attempt() -> None:

@@ -88,14 +88,16 @@ def settle(process: Process, fence: Fence, rings: Sequence[Ring]) -> None:
 
 def await_commit(process: Process, fence: Fence) -> bool:
     """Wait until the worker's writer has committed an end that the worker itself has decided: a
-    revoke, a hard time limit. At most `LOOP_SECONDS`, because this holds up the event loop.
+    revoke, a hard time limit. At most `LOOP_SECONDS`, because this holds up the event loop, and not
+    while Postgres is known to be away: of a hundred revokes each would wait as long.
 
     Returns:
         Whether it is committed, or refused for good.
     """
     deadline = time.monotonic() + LOOP_SECONDS
     while process.claims.fence_of(fence.id) == fence:
-        if time.monotonic() > deadline:
+        is_away = process.writer.failing or not process.lease.is_held
+        if is_away or time.monotonic() > deadline:
             return False
         time.sleep(0.001)  # the inventory wakes those who wait for slots, and nobody for one job
     return True
