@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import replace
 
 from worker.jobs.job import Ended, Fence, Message, NewJob
@@ -70,6 +72,27 @@ def test_the_running_attempt_is_known_only_while_it_runs() -> None:
     with running(FENCE) as execution:
         assert current() is execution
     assert current() is None
+
+
+def test_a_context_that_outlives_the_attempt_or_its_thread_publishes_rows(
+    settings: Settings,
+) -> None:
+    # A task that starts something of asyncio's hands its context on: to other threads, for ever.
+    ledger = Ledger(settings.database_url.get_secret_value())
+    publish = Publisher(ledger, 1 << 20)
+    meanwhile, afterwards = _job(), _job()
+    with running(FENCE) as execution:
+        execution.ending = True
+        context = copy_context()
+        with ThreadPoolExecutor(1) as other:
+            assert other.submit(context.run, publish, meanwhile).result() is not None
+        assert publish(_job()) is None
+
+    assert context.run(current) is None
+    assert context.run(publish, afterwards) is not None
+    assert len(execution.outbox) == 1
+    assert len(read_many(ledger, [meanwhile.id, afterwards.id])) == 2
+    ledger.close()
 
 
 def test_texts_become_what_postgres_can_hold() -> None:

@@ -8,6 +8,7 @@ the attempt's fence, in one transaction: a stale attempt's links start nothing.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -39,6 +40,7 @@ class Execution:
         is_stale: True once the ledger has refused the end.
         request: what Celery said of the task when it ended.
         errbacks_done: whether Celery has called its errbacks here.
+        thread: the thread that runs it, `None` when that is over.
     """
 
     fence: Fence
@@ -51,6 +53,7 @@ class Execution:
     is_stale: bool = False
     request: Any = None
     errbacks_done: bool = False
+    thread: int | None = None
     _end: Finish | None = None
     _announced: Finish | None = None
     _retry_error: str | None = None
@@ -200,13 +203,20 @@ _running: dict[str, Execution] = {}
 
 
 def current() -> Execution | None:
-    """The attempt that this thread runs, if any."""
-    return _current.get()
+    """The attempt that this thread runs, if any.
+
+    A context is copied by what the task starts, such as a callback of asyncio, and outlives it in
+    other threads: what is published there joins no end, which may be written by then.
+    """
+    execution = _current.get()
+    if execution is None or execution.thread != threading.get_ident():
+        return None
+    return execution
 
 
 def execution_of(job_id: str) -> Execution | None:
     """The attempt of this job that this process runs, if any."""
-    execution = _current.get()
+    execution = current()
     if execution is not None and execution.fence.id == job_id:
         return execution
     return _running.get(job_id)
@@ -215,13 +225,14 @@ def execution_of(job_id: str) -> Execution | None:
 @contextmanager
 def running(fence: Fence) -> Iterator[Execution]:
     """Collect what the attempt of `fence` decides during the block."""
-    execution = Execution(fence)
+    execution = Execution(fence, thread=threading.get_ident())
     token = _current.set(execution)
     before = _running.get(fence.id)  # the worker itself may end what a thread of it runs
     _running[fence.id] = execution
     try:
         yield execution
     finally:
+        execution.thread = None
         if before is None:
             _running.pop(fence.id, None)
         else:
