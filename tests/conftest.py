@@ -40,6 +40,11 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Remove it, where the session ends by itself."""
     if (made := config.stash.get(_LEFTOVERS, None)) is not None:
+        from worker.runtime.tempdir import (
+            forget_temp_dir,
+        )  # here: tests of pure rooms need no Celery
+
+        forget_temp_dir()  # it stands in there, and multiprocessing would miss it at the exit
         made.close()
 
 
