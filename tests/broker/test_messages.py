@@ -196,6 +196,25 @@ def test_texts_that_postgres_cannot_hold_are_mended() -> None:
     assert read({"root_id": "a\0\ud800b"}).root_id == "a?b"
 
 
+@pytest.mark.parametrize(
+    ("sent", "kept"),
+    [
+        ({"exchange": "work", "routing_key": "mail.welcome"}, ("work", "mail.welcome")),
+        ({"exchange": "", "routing_key": "celery"}, None),
+        ({}, None),
+        (["work"], None),
+    ],
+)
+def test_a_row_keeps_how_its_message_was_addressed(sent: Any, kept: Any) -> None:
+    message = {"headers": {"task": "a", "id": "b"}, "properties": {"delivery_info": sent}}
+
+    job = job_of("mail", message)
+
+    assert job is not None
+    info = json.loads(job.message.envelope)["properties"].get("delivery_info")
+    assert (info and (info["exchange"], info["routing_key"])) == kept
+
+
 def test_a_message_that_is_no_task_is_none() -> None:
     assert job_of("q", {"body": "{}", "headers": {}, "properties": {}}) is None
     assert job_of("q", {"body": "", "headers": None, "properties": None}) is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,9 +12,12 @@ from celery import Celery, chain, chord, group
 from kombu import Connection, Exchange, Producer, Queue, binding
 from kombu.common import Broadcast
 
+from worker.broker.routing import Binding, Routing
 from worker.client import Client
 from worker.errors import ConfigurationError, InvalidRequest
+from worker.jobs.job import Claim, Fence, Message
 from worker.runtime import durable
+from worker.runtime.consumer import LedgerConsumer
 from worker.runtime.routes import refuse_unserved
 from worker.settings import Settings
 
@@ -246,3 +250,23 @@ def test_a_worker_refuses_to_consume_what_it_cannot_serve(kind: str) -> None:
     refuse_unserved(queues()[:-1])
     with pytest.raises(ConfigurationError, match=f"the {kind} exchange 'odd'"):
         refuse_unserved([*queues(), Queue("q", Exchange("odd", type=kind))][-1:])
+
+
+@pytest.mark.parametrize(
+    ("bindings", "told"),
+    [
+        ([Binding("mail", "work", "topic", "mail.#")], ("work", "mail.welcome")),
+        ([Binding("other", "work", "topic", "mail.#")], ("", "mail")),
+        ([], ("", "mail")),
+    ],
+)
+def test_a_job_is_told_its_address_where_a_retry_can_be_sent_there(
+    bindings: list[Binding], told: tuple[str, str]
+) -> None:
+    consumer: Any = SimpleNamespace(_routing=Routing(lambda: bindings))
+    claim = Claim(Fence("an-id", 1, "a-lease"), "a-task", "mail", Message("{}", b""))
+    sent = {"delivery_info": {"exchange": "work", "routing_key": "mail.welcome"}}
+
+    info = LedgerConsumer._delivery_info(consumer, claim, sent)
+
+    assert (info["exchange"], info["routing_key"]) == told

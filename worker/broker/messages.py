@@ -41,7 +41,8 @@ def job_of(queue: str, message: Mapping[str, Any]) -> NewJob | None:
         # What reads a row, such as what finds the jobs that follow it, reads JSON.
         body = _decompressed(body, compression)
         headers = {name: value for name, value in headers.items() if name != "compression"}
-    properties = {key: properties[key] for key in properties if key not in _PER_DELIVERY}
+    sent = _sent_to(properties.get("delivery_info"))
+    properties = {key: properties[key] for key in properties if key not in _PER_DELIVERY} | sent
     priority = _priority(properties.get("priority"))
     envelope = {
         "headers": headers,
@@ -68,6 +69,14 @@ def job_of(queue: str, message: Mapping[str, Any]) -> NewJob | None:
         group_id=_text(headers.get("group")),
         message=Message(dumps(envelope), body),
     )
+
+
+def _sent_to(info: object) -> dict[str, Any]:
+    """What a row keeps of how its message was addressed: nothing for the default exchange."""
+    if not isinstance(info, Mapping):
+        return {}
+    exchange, key = _text(info.get("exchange")), _text(info.get("routing_key"))
+    return {"delivery_info": {"exchange": exchange, "routing_key": key}} if exchange else {}
 
 
 def carries_task(message: Mapping[str, Any]) -> bool:

@@ -20,7 +20,7 @@ from kombu.exceptions import ContentDisallowed, DecodeError
 from kombu.serialization import prepare_accept_content, registry
 from kombu.utils.json import loads
 
-from worker.errors import ConfigurationError
+from worker.errors import ConfigurationError, InvalidRequest
 from worker.jobs.job import Claim
 from worker.runtime.announcer import Announcer
 from worker.runtime.ending import give_up
@@ -30,7 +30,7 @@ from worker.runtime.pipes import Pipes
 from worker.runtime.process import Process
 from worker.runtime.rates import Rates
 from worker.runtime.request import ClaimedRequest, received
-from worker.runtime.routes import refuse_unserved
+from worker.runtime.routes import refuse_unserved, routing_of
 from worker.runtime.strategies import refuse_strategies
 
 logger = logging.getLogger(__name__)
@@ -114,6 +114,7 @@ class LedgerConsumer(celery_consumer.Consumer):  # type: ignore[misc] # Celery's
         super().__init__(*args, **kwargs)
         self.announcer = Announcer(self.app, self.hostname, lambda: self.event_dispatcher)
         self._rates = Rates()
+        self._routing = routing_of(self.app)
         self._requests: dict[str, type[ClaimedRequest]] = {}
         self._accept = prepare_accept_content(self.app.conf.accept_content)
         refuse_strategies(self.app)
@@ -249,21 +250,24 @@ class LedgerConsumer(celery_consumer.Consumer):  # type: ignore[misc] # Celery's
             delivery_tag=claim.fence.id,
             content_type=envelope["content-type"],
             content_encoding=envelope["content-encoding"],
-            delivery_info=_delivery_info(claim, envelope["properties"]),
+            delivery_info=self._delivery_info(claim, envelope["properties"]),
             headers=envelope["headers"],
             properties=envelope["properties"],
             accept=self._accept,
         )
 
+    def _delivery_info(self, claim: Claim, properties: dict[str, Any]) -> dict[str, Any]:
+        """How the message was sent, and whether this is not the first time that it is delivered.
 
-def _delivery_info(claim: Claim, properties: dict[str, Any]) -> dict[str, Any]:
-    """How the message was sent, and whether this is not the first time that it is delivered."""
-    sent = properties.get("delivery_info") or {}
-    return {
-        "exchange": sent.get("exchange") or "",
-        "routing_key": sent.get("routing_key") or claim.queue,
-        "redelivered": claim.redelivered,
-    }
+        A retry is sent the same way. Where this worker's app declares no such way to the job's
+        queue, the queue itself is told.
+        """
+        sent = properties.get("delivery_info") or {}
+        exchange, key = sent.get("exchange") or "", sent.get("routing_key") or ""
+        with suppress(InvalidRequest):
+            if exchange and self._routing.queue_for(exchange, key) == claim.queue:
+                return {"exchange": exchange, "routing_key": key, "redelivered": claim.redelivered}
+        return {"exchange": "", "routing_key": claim.queue, "redelivered": claim.redelivered}
 
 
 def _read(text: str) -> Any:
