@@ -139,6 +139,24 @@ def test_an_end_that_the_fence_refuses_is_left_to_the_writer(settings: Settings)
     ledger.close()
 
 
+def test_what_a_handler_sends_after_a_refused_end_is_a_row(settings: Settings) -> None:
+    ledger = Ledger(settings.database_url.get_secret_value())
+    publish = Publisher(ledger, 1 << 20)
+    fence = given.running(ledger, "a")
+    sent = new_job("test.add")
+    with running(Fence(fence.id, fence.attempt + 1, fence.lease)) as execution:
+        execution.ending = True
+        execution.succeed(b"1", "application/json", None)
+        _early(ledger, settings).commit(execution)
+        assert execution.is_stale
+
+        assert publish(sent) is not None  # its id is the caller's from here on
+
+    assert not execution.outbox
+    assert read(ledger, sent.id) is not None
+    ledger.close()
+
+
 def test_without_postgres_nobody_waits_twice(
     settings: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -54,6 +54,9 @@ class Publisher:
             # a retry is never enqueued by an attempt that is stale, nor lost by one that dies.
             execution.retry = job
             return None
+        if execution is not None and execution.is_stale:
+            # The end was refused and is dropped; what a handler then sends is not.
+            return self._together.enqueue(job).ring
         if execution is not None and (
             execution.ending or after_return() or replaces_running_task(job)
         ):

@@ -120,7 +120,7 @@ class LedgerBackend(LedgerReader):
                     encoded = self._encoded_exception(exc)
                     self._insert_ended(task_id, state, encoded, exc, text, request)
                 return
-            if execution.committed is not None:
+            if execution.committed is not None or execution.is_stale:
                 return  # a handler of this failure raised, and Celery tells of it once more
             # Callbacks that a success had published are dropped, and are no children.
             children = None if execution.outbox else self._children(request)
