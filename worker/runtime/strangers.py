@@ -12,6 +12,9 @@ from worker.ledger.strangers import PutOff, put_off
 
 logger = logging.getLogger(__name__)
 
+#: Tasks that one worker names in its log; a stranger may send any number of names.
+SAID = 1000
+
 
 class Strangers:
     """Puts off jobs whose task this worker does not know.
@@ -42,6 +45,8 @@ class Strangers:
 
     def _say(self, told: PutOff) -> None:
         if (told.task, told.is_served) in self._said:
+            return
+        if len(self._said) >= SAID:
             return
         self._said.add((told.task, told.is_served))
         if told.is_served:

@@ -49,4 +49,4 @@ def list_jobs_by_time() -> None:
         postgresql_where=sa.text("state IN ('failed', 'cancelled')"),
         if_not_exists=True,
     )
-    op.drop_index("jobs_listed", "jobs")
+    op.drop_index("jobs_listed", "jobs", if_exists=True)
