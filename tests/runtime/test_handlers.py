@@ -18,7 +18,7 @@ from worker.jobs.message import new_job
 from worker.ledger.database import Ledger
 from worker.ledger.read import read
 from worker.runtime.execution import Execution, execution_of, running
-from worker.runtime.handlers import EarlyEnds, Ends, await_commit, has_handlers
+from worker.runtime.handlers import EarlyEnds, End, Ends, await_commit, has_handlers
 from worker.runtime.publish import Publisher
 from worker.settings import Settings
 
@@ -46,10 +46,10 @@ def _hook(*_: Any) -> None: ...
     ],
 )
 def test_a_hook_of_the_tasks_class_counts_for_the_ends_that_call_it(
-    hook: str, after: set[Ends]
+    hook: str, after: set[End]
 ) -> None:
-    assert {end for end in Ends if has_handlers(_task(**{hook: _hook}), end)} == after
-    assert not any(has_handlers(_task(), end) for end in Ends)
+    assert {end for end in Ends.ALL if has_handlers(_task(**{hook: _hook}), end)} == after
+    assert not any(has_handlers(_task(), end) for end in Ends.ALL)
 
 
 @pytest.fixture
@@ -78,15 +78,15 @@ def connected() -> Iterator[Callable[..., None]]:
     ],
 )
 def test_a_receiver_counts_for_its_sender_and_celerys_own_do_not(
-    signal: str, after: set[Ends], connected: Callable[..., None]
+    signal: str, after: set[End], connected: Callable[..., None]
 ) -> None:
     task, other = _task(), _task()
 
     def receiver(**_: Any) -> None: ...
 
     connected(getattr(signals, signal), receiver, task)
-    assert {end for end in Ends if has_handlers(task, end)} == after
-    assert not any(has_handlers(other, end) for end in Ends)
+    assert {end for end in Ends.ALL if has_handlers(task, end)} == after
+    assert not any(has_handlers(other, end) for end in Ends.ALL)
 
 
 def test_celerys_django_fixup_is_no_handler(connected: Callable[..., None]) -> None:

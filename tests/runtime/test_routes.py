@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -263,7 +262,8 @@ def test_a_worker_refuses_to_consume_what_it_cannot_serve(kind: str) -> None:
 def test_a_job_is_told_its_address_where_a_retry_can_be_sent_there(
     bindings: list[Binding], told: tuple[str, str]
 ) -> None:
-    consumer: Any = SimpleNamespace(_routing=Routing(lambda: bindings))
+    consumer: Any = LedgerConsumer.__new__(LedgerConsumer)
+    consumer._routing = Routing(lambda: bindings)
     claim = Claim(Fence("an-id", 1, "a-lease"), "a-task", "mail", Message("{}", b""))
     sent = {"delivery_info": {"exchange": "work", "routing_key": "mail.welcome"}}
 

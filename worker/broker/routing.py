@@ -110,6 +110,13 @@ class Routing:
             " queue that is bound to it in task_queues, or send to a queue by name."
         )
 
+    def leads_to(self, queue: str, exchange: str, key: str) -> bool:
+        """Whether a task message that is published so goes to `queue`."""
+        try:
+            return self.queue_for(exchange, key) == queue
+        except InvalidRequest:
+            return False
+
 
 def _listed(bindings: Iterable[Binding]) -> str:
     told = sorted({str(binding) for binding in bindings if binding.kind in SERVED})

@@ -203,7 +203,12 @@ class Claims:
 
     def _tell(self) -> None:
         """Wake those who wait, once there is what they wait for: this is called for every job."""
-        if not self._unfinished() or self._free() >= self._wanted:
+        unfinished = self._unfinished()
+        if self._pace.window is None:  # as nearly always: this is called for every job
+            is_enough = self._slots() - unfinished >= self._wanted
+        else:
+            is_enough = self._free() >= self._wanted
+        if not unfinished or is_enough:
             self._changed.notify_all()
 
     def _unfinished(self) -> int:

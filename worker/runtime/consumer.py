@@ -20,7 +20,7 @@ from kombu.exceptions import ContentDisallowed, DecodeError
 from kombu.serialization import prepare_accept_content, registry
 from kombu.utils.json import loads
 
-from worker.errors import ConfigurationError, InvalidRequest
+from worker.errors import ConfigurationError
 from worker.jobs.job import Claim
 from worker.runtime.announcer import Announcer
 from worker.runtime.ending import give_up
@@ -217,7 +217,7 @@ class LedgerConsumer(celery_consumer.Consumer):  # type: ignore[misc] # Celery's
         if cls is None:
             base = symbol_by_name(task.Request)
             bases = (ClaimedRequest,) if base is Request else (ClaimedRequest, base)
-            cls = self._requests[task.name] = type("ClaimedRequest", bases, {})
+            cls = self._requests[task.name] = type("ClaimedRequest", bases, self._shared())
         # Read once: Celery would read it here, and again where it runs. What holds types of the
         # user's is read only there: they may not survive the way to a child.
         decoded = b"__type__" not in message.body
@@ -234,12 +234,20 @@ class LedgerConsumer(celery_consumer.Consumer):  # type: ignore[misc] # Celery's
         if not decoded:
             request.request_dict.update(args=(), kwargs={})  # where it runs, they are read again
         request.fence = claim.fence
-        request.claims, request.clock = self.process.claims, self.process.clock
-        request.finish, request.lose = self.process.finish, self.process.lose
-        request.settle = functools.partial(settle, self.process)
-        request.await_commit = functools.partial(await_commit, self.process)
         request.lost = claim.lost
         return request
+
+    def _shared(self) -> dict[str, Any]:
+        """What every request of this worker has, by the names in `ClaimedRequest`."""
+        process = self.process
+        return {
+            "claims": process.claims,
+            "clock": process.clock,
+            "finish": staticmethod(process.finish),
+            "lose": staticmethod(process.lose),
+            "settle": staticmethod(functools.partial(settle, process)),
+            "await_commit": staticmethod(functools.partial(await_commit, process)),
+        }
 
     def _message(self, claim: Claim) -> Message:
         envelope = _read(claim.message.envelope)
@@ -264,10 +272,9 @@ class LedgerConsumer(celery_consumer.Consumer):  # type: ignore[misc] # Celery's
         """
         sent = properties.get("delivery_info") or {}
         exchange, key = sent.get("exchange") or "", sent.get("routing_key") or ""
-        with suppress(InvalidRequest):
-            if exchange and self._routing.queue_for(exchange, key) == claim.queue:
-                return {"exchange": exchange, "routing_key": key, "redelivered": claim.redelivered}
-        return {"exchange": "", "routing_key": claim.queue, "redelivered": claim.redelivered}
+        if not exchange or not self._routing.leads_to(claim.queue, exchange, key):
+            exchange, key = "", claim.queue
+        return {"exchange": exchange, "routing_key": key, "redelivered": claim.redelivered}
 
 
 def _read(text: str) -> Any:

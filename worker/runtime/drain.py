@@ -9,8 +9,7 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from celery.exceptions import WorkerShutdown, WorkerTerminate
@@ -101,17 +100,11 @@ class Drain:
             self._fault = fault
             logger.error("This worker ends by a fault: %s", fault)
 
-    @contextmanager
-    def blaming(self, job_id: str) -> Iterator[None]:
-        """Blame what ends the worker during the block on the job that is handed over in it; also a
-        `sys.exit(0)`, as in a handler of `task_received`: it would end each worker in turn."""
-        try:
-            yield
-        except (WorkerShutdown, WorkerTerminate):
-            raise  # asked for on purpose
-        except BaseException as exc:
+    def blame_job(self, job_id: str, exc: BaseException) -> None:
+        """Blame what ends the worker on the job whose hand-over raised it; also a `sys.exit(0)`, as
+        in a handler of `task_received`: it would end each worker in turn."""
+        if not isinstance(exc, (WorkerShutdown, WorkerTerminate)):  # asked for on purpose
             self.blame(f"job {job_id} was handed over: {describe(exc)}")
-            raise
 
     def join(self) -> None:
         """Wait for the end of the drain; does not return when jobs were still running."""

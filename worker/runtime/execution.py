@@ -244,7 +244,8 @@ def clean(text: str | None, limit: int) -> str | None:
     """`text` as Postgres can hold it: no NUL, no lone surrogates, at most `limit` characters."""
     if text is None:
         return None
-    text = text.replace("\0", "\\0").encode("utf-8", "replace").decode()
+    if not text.isascii() or "\0" in text:
+        text = text.replace("\0", "\\0").encode("utf-8", "replace").decode()
     if len(text) <= limit:
         return text
     half = limit // 2 - 10

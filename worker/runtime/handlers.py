@@ -11,13 +11,11 @@ What is relied on of Celery 5.7 is pinned by tests/runtime/test_handlers.py.
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from celery import signals
@@ -40,42 +38,60 @@ logger = logging.getLogger(__name__)
 
 #: Seconds for which no end is committed first once Postgres was found away.
 AWAY_PAUSE = 5.0
+#: Task classes that are remembered; an app may make them without end.
+CLASSES = 4096
 #: Longest time, in seconds, that the event loop waits for an end which handlers shall find.
 LOOP_SECONDS = 0.5
 
 
-class Ends(Enum):
-    """How an attempt ends: the hooks of the task and the signals that come after it."""
+class End:
+    """One way in which an attempt ends: the hooks of the task and the signals that come after it.
 
-    SUCCESS = ("on_success", "after_return"), (signals.task_success, signals.task_postrun)
-    FAILURE = ("on_failure", "after_return"), (signals.task_failure, signals.task_postrun)
-    RETRY = ("on_retry",), (signals.task_retry, signals.task_postrun)
-    REVOKED = (), (signals.task_revoked,)
+    Not an enum's value: every job asks for these, and an enum's hash and value are calls.
+    """
+
+    def __init__(self, hooks: tuple[str, ...], watched: tuple[Any, ...]) -> None:
+        self.hooks, self.watched = hooks, watched
+        self._overridden: dict[Any, bool] = {}
+
+    def is_overridden(self, cls: Any) -> bool:
+        """Whether a task class has one of the hooks of its own."""
+        known = self._overridden.get(cls)
+        if known is None:
+            if len(self._overridden) >= CLASSES:
+                self._overridden.clear()
+            known = self._overridden[cls] = any(
+                mro_lookup(cls, hook, stop={Task, object}, monkey_patched=["celery.app.task"])
+                is not None
+                for hook in self.hooks
+            )
+        return known
 
 
-def has_handlers(task: Any, end: Ends) -> bool:
+class Ends:
+    """The ways in which an attempt ends."""
+
+    SUCCESS = End(("on_success", "after_return"), (signals.task_success, signals.task_postrun))
+    FAILURE = End(("on_failure", "after_return"), (signals.task_failure, signals.task_postrun))
+    RETRY = End(("on_retry",), (signals.task_retry, signals.task_postrun))
+    REVOKED = End((), (signals.task_revoked,))
+    ALL = (SUCCESS, FAILURE, RETRY, REVOKED)
+
+
+def has_handlers(task: Any, end: End) -> bool:
     """Whether code of the user's runs after `task` has ended so; asked for every job.
 
     Celery's own receivers do not count: its Django fixup closes connections after each task.
     """
-    if _overrides(task.__class__, end):  # a proxy's is its task's
+    if end.is_overridden(task.__class__):  # a proxy's is its task's
         return True
-    _, watched = end.value
-    return any(
-        not str(getattr(receiver, "__module__", "")).startswith("celery.")
-        for signal in watched
-        if signal.receivers  # nearly always there is none
-        for receiver in signal._live_receivers(task)
-    )
-
-
-@functools.lru_cache(maxsize=4096)
-def _overrides(cls: Any, end: Ends) -> bool:
-    hooks, _ = end.value
-    return any(
-        mro_lookup(cls, hook, stop={Task, object}, monkey_patched=["celery.app.task"]) is not None
-        for hook in hooks
-    )
+    for signal in end.watched:
+        if signal.receivers and any(  # nearly always there is none
+            not str(getattr(receiver, "__module__", "")).startswith("celery.")
+            for receiver in signal._live_receivers(task)
+        ):
+            return True
+    return False
 
 
 def settle(process: Process, fence: Fence, rings: Sequence[Ring]) -> None:

@@ -95,6 +95,8 @@ def traced(
     """What Celery's tracer returned, without anything of the user's."""
     if failed:
         return Traced(1, raised(value), None, finish, committed)
+    if type(value) is str:  # as Celery's tracer has it
+        return Traced(0, clean(value, VALUE_LIMIT), runtime, finish, committed)
     text = text_of(lambda: value if isinstance(value, str) else saferepr(value), VALUE_LIMIT)
     return Traced(0, text, runtime, finish, committed)
 

@@ -196,8 +196,11 @@ class Process:
             if self.drain.is_draining:
                 self.give_back(claim.fence, "the worker shut down")
             elif self.receive is not None:
-                with self.drain.blaming(claim.fence.id):
+                try:
                     self.receive(claim)
+                except BaseException as exc:
+                    self.drain.blame_job(claim.fence.id, exc)
+                    raise
 
     @property
     def is_started(self) -> bool:

@@ -22,7 +22,7 @@ from worker.ledger.read import read
 from worker.ledger.revoke import revoke
 from worker.runtime.chords import as_named, fail_chord
 from worker.runtime.execution import ERROR_LIMIT, Execution, clean, current, execution_of, running
-from worker.runtime.handlers import Ends, await_commit, has_handlers
+from worker.runtime.handlers import End, Ends, await_commit, has_handlers
 from worker.runtime.meta import FROM_CELERY, IGNORED, ended_of
 from worker.runtime.outcome import describe
 from worker.runtime.reading import LedgerReader
@@ -42,7 +42,7 @@ class LedgerBackend(LedgerReader):
     _failing = threading.local()
 
     @contextmanager
-    def _attempt(self, task_id: str, end: Ends, request: Any) -> Iterator[Execution | None]:
+    def _attempt(self, task_id: str, end: End, request: Any) -> Iterator[Execution | None]:
         """The attempt that is ending: the one running here, or one that this worker holds.
 
         Where code of the user's comes after such an end, the end is committed before.
@@ -65,11 +65,11 @@ class LedgerBackend(LedgerReader):
             if self._has_handlers(end, request):
                 await_commit(self.app.ledger.process, fence)
 
-    def _has_handlers(self, end: Ends, request: Any) -> bool:
+    def _has_handlers(self, end: End, request: Any) -> bool:
         task = self.app.tasks.get(getattr(request, "task", None))
         return task is not None and has_handlers(task, end)
 
-    def _commit_first(self, execution: Execution, end: Ends, request: Any) -> None:
+    def _commit_first(self, execution: Execution, end: End, request: Any) -> None:
         if self._has_handlers(end, request):
             self.app.ledger.early_ends.commit(execution)
 
