@@ -27,7 +27,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Lane]]:
         for lane in both:
             started.append((lane.worker("mysite", "-P", "threads", "-c", "4"), "ready."))
             started.append((lane.web("mysite.asgi:application"), "running on"))
-            started.append((lane.python("-m", "celery", "-A", "mysite", "beat"), "beat"))
+            beat = lane.python("-m", "celery", "-A", "mysite", "beat", "-l", "info")
+            started.append((beat, "beat: Starting"))
         for process, line in started:
             process.wait_for_line(line, 60)
         yield {lane.name: lane for lane in both}

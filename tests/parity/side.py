@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import threading
@@ -162,6 +163,9 @@ def both(folder: Path) -> Iterator[dict[str, Side]]:
                 started.append(processes([sys.executable, "-m", "worker", "keeper"], side))
         for process in started:
             process.wait_for_line("ready." if "celery" in process.argv else "Leading", 60)
+        # A result of stock Celery that is collected later asks for a Redis that is gone by then,
+        # twenty times, in whatever runs at that moment.
+        stack.callback(gc.collect)
         stop = threading.Event()
         for side_of in sides.values():
             listener = threading.Thread(target=side_of.listen, args=(stop,))

