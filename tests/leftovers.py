@@ -6,13 +6,17 @@ outlives it removes both, and kills what it left running. `--basetemp` keeps the
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
+import sys
 import tempfile
 from pathlib import Path
 
 from worker.stack.scratch import VARIABLE, Scratch
 
 MEMORY = Path("/dev/shm")
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def begin() -> Scratch | None:
@@ -26,6 +30,9 @@ def begin() -> Scratch | None:
         folder.chmod(0o755)  # Postgres runs as nobody when this runs as root
     os.environ.update({**made.variables, "TMPDIR": str(made.folders[0])})
     tempfile.tempdir = None  # asked for anew
+    if "MAKELEVEL" in os.environ and sys.platform == "linux":
+        # Whoever kills make alone means this too, and would find it running on.
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     return made
 
 

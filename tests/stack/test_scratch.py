@@ -97,16 +97,28 @@ def test_a_scratch_goes_however_its_command_ends(
 
 
 @pytest.mark.parametrize(
-    ("numbers", "group"),
-    [([signal.SIGINT, signal.SIGINT], True), ([signal.SIGKILL], False)],
-    ids=["ctrl-c twice", "kill"],
+    ("numbers", "group", "by_make"),
+    [
+        ([signal.SIGINT, signal.SIGINT], True, False),
+        ([signal.SIGKILL], False, False),
+        ([signal.SIGKILL], False, True),
+    ],
+    ids=["ctrl-c twice", "kill", "kill make alone"],
 )
 def test_an_interrupted_session_of_tests_leaves_nothing(
-    processes: Processes, elsewhere: dict[str, str], numbers: list[signal.Signals], group: bool
+    processes: Processes,
+    elsewhere: dict[str, str],
+    numbers: list[signal.Signals],
+    group: bool,
+    by_make: bool,
 ) -> None:
     # Given a session of tests in two processes, each with servers and a child
     file = str(Path(__file__).with_name("interrupted.py"))
     argv = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-n", "2", file]
+    if by_make:
+        makefile = Path(elsewhere["STANDS"]).with_name("Makefile")
+        makefile.write_text(f"session:\n\t@{' '.join(argv)}\n")
+        argv = ["make", "-f", str(makefile)]
     session = processes(argv, elsewhere)
     stands = Path(elsewhere["STANDS"])
     until(lambda: len(list(stands.iterdir())) == 2, 60)
