@@ -158,3 +158,51 @@ def pickled(s: Side) -> Any:
 @row("shadow changes the name that is shown, not the task that runs", 1)
 def shadow(s: Side) -> Any:
     return s.t.echo.apply_async((1,), shadow="another").get(timeout=PATIENCE)
+
+
+@row(
+    "an id that is sent again after its end runs again",
+    2,
+    durable=1,
+    why="A row has one end: an identical repeat is answered with the job that is there.",
+)
+def repeated(s: Side) -> Any:
+    key, wanted = s.key(), str(uuid.uuid4())
+    for _ in range(2):
+        s.t.count.apply_async((key,), task_id=wanted).get(timeout=PATIENCE)
+        s.notes(f"signals:{wanted}", 3)
+    s.until(lambda: int(s.note.get(f"count:{key}") or 0) == 2, 1.0)
+    return int(s.note.get(f"count:{key}") or 0)
+
+
+@row(
+    "an id that is sent again with other arguments is accepted",
+    "",
+    durable="Conflict",
+    why="One id is one job; the second request is told so before it is sent.",
+)
+def reused(s: Side) -> Any:
+    wanted = str(uuid.uuid4())
+    s.t.echo.apply_async((1,), task_id=wanted, queue="nobody")
+    return s.raised(lambda: s.t.echo.apply_async((2,), task_id=wanted, queue="nobody"))
+
+
+@row(
+    "a fanout exchange takes a task",
+    "",
+    durable="InvalidRequest",
+    why="One id cannot be the job of several workers; a remote control command reaches each.",
+)
+def broadcast(s: Side) -> Any:
+    everybody = Queue(f"all-{s.key()}", Exchange("everybody", type="fanout"))
+    return s.raised(lambda: s.t.echo.apply_async((1,), queue=everybody))
+
+
+@row(
+    "an exchange that nobody has bound takes a task, which is lost",
+    "",
+    durable="InvalidRequest",
+    why="A task message that becomes no row answers with no id.",
+)
+def unbound(s: Side) -> Any:
+    return s.raised(lambda: s.t.echo.apply_async((1,), exchange=s.key(), routing_key="none"))

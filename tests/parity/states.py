@@ -289,6 +289,36 @@ def not_aborted(s: Side) -> Any:
     return sent.get(timeout=PATIENCE)
 
 
+@row(
+    "another process may set a final state of a running job",
+    ["", "FAILURE"],
+    durable=["Conflict", "PENDING"],
+    why="Only the attempt that holds the job records its end; a revoke ends it from outside.",
+)
+def final_from_outside(s: Side) -> Any:
+    gate = s.key()
+    result = s.t.hold.delay(gate)
+    s.begun(gate)
+    raised = s.raised(
+        lambda: s.app.backend.store_result(result.id, Exception("so it is"), "FAILURE")
+    )
+    state = result.state
+    s.open(gate)
+    return [raised, state]
+
+
+@row(
+    "a state of one's own is kept for an id that was never sent",
+    "SENT",
+    durable="PENDING",
+    why="A state belongs to a job: what is said of an id without one is logged and dropped.",
+)
+def of_nothing(s: Side) -> Any:
+    result = s.app.AsyncResult(str(uuid.uuid4()))
+    s.app.backend.store_result(result.id, None, "SENT")
+    return result.state
+
+
 def _progress(s: Side) -> tuple[str, Any, str]:
     gate = s.key()
     result = s.t.progress.delay(gate)
