@@ -216,7 +216,7 @@ class _Writer:
         return "ledger"
 
 
-def durable(app: Celery, settings: Settings | None = None) -> Celery:
+def durable(app: Celery[Any], settings: Settings | None = None) -> Celery[Any]:
     """Make `app` durable and return it; call it once, anywhere after the app is made, and before a
     worker of it is: in a handler of `celeryd_init` at the latest.
 
