@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 import threading
@@ -99,9 +98,9 @@ class Side:
             return type(exc).__name__
         return ""
 
-    def events(self, job_id: str, last: str) -> list[dict[str, Any]]:
-        """The events of a job, once one of kind `last` has come, or what there is at the end."""
-        self.until(lambda: any(event["type"] == last for event in self.heard[job_id]))
+    def events(self, job_id: str, *kinds: str) -> list[dict[str, Any]]:
+        """The events of a job, once all of `kinds` have come, or what there is at the end."""
+        self.until(lambda: set(kinds) <= {event["type"] for event in list(self.heard[job_id])})
         return list(self.heard[job_id])
 
     def listen(self, stop: threading.Event) -> None:
@@ -163,9 +162,7 @@ def both(folder: Path) -> Iterator[dict[str, Side]]:
                 started.append(processes([sys.executable, "-m", "worker", "keeper"], side))
         for process in started:
             process.wait_for_line("ready." if "celery" in process.argv else "Leading", 60)
-        # A result of stock Celery that is collected later asks for a Redis that is gone by then,
-        # twenty times, in whatever runs at that moment.
-        stack.callback(gc.collect)
+        stack.callback(_forget_subscriptions, sides["stock"].app)
         stop = threading.Event()
         for side_of in sides.values():
             listener = threading.Thread(target=side_of.listen, args=(stop,))
@@ -181,6 +178,16 @@ def _restore(kept: dict[str, str | None]) -> None:
             os.environ.pop(name, None)
         else:
             os.environ[name] = value
+
+
+def _forget_subscriptions(app: Celery) -> None:
+    """Let the results of `app`'s Redis backend be collected when their Redis is gone.
+
+    A result unsubscribes when it is collected. The backend keeps each one whose `get` timed out,
+    and the traceback of a failed test keeps others: the request would be made, twenty times, in
+    whatever test runs at that moment.
+    """
+    app.backend.result_consumer.subscribed_to.clear()
 
 
 def _migrate(url: str) -> None:
