@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from kombu.transport.virtual.exchange import TopicExchange
 
+from worker.broker import routing as routing_module
 from worker.broker.routing import Binding, Routing
 from worker.errors import InvalidRequest
 
@@ -73,3 +74,25 @@ def test_an_error_lists_what_is_declared_and_not_all_of_it() -> None:
     assert "'q00', 'q01'" in str(refused.value) and "and 3 more" in str(refused.value)
     with pytest.raises(InvalidRequest, match="it declares none"):
         routing().queue_for("media", "nothing")
+
+
+def test_a_worker_that_asks_for_every_job_reads_the_bindings_once_a_second(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looks: list[str] = []
+
+    def declared() -> list[Binding]:
+        looks.append("once more")
+        return [VIDEO]
+
+    routes = Routing(declared)
+    assert all(routes.leads_to("video", "media", "video") for _ in range(100))
+    assert not any(routes.leads_to("audio", "media", "audio") for _ in range(100))
+    assert len(looks) == 2
+
+    # and what is bound by hand counts at once, what is declared when a second is over
+    routes.bind(AUDIO)
+    assert routes.leads_to("audio", "media", "audio")
+    monkeypatch.setattr(routing_module, "REMEMBERED_SECONDS", -1.0)
+    assert routes.leads_to("video", "media", "video")
+    assert len(looks) == 4

@@ -261,5 +261,13 @@ def test_garbage_in_a_canvas_raises_nothing(embed: Any, body: Any) -> None:
     reads(CHORD_UNLOCK, body_of(embed, ["group", body]))
 
 
+@pytest.mark.parametrize("odd", [None, 1, "task", [], ["task"], {}, {"options": 3}])
+def test_garbage_among_the_tasks_of_a_chords_body_raises_nothing(odd: Any) -> None:
+    told = {"task": "tests.told", "options": {}}
+    body = {"subtask_type": "group", "kwargs": {"tasks": [odd]}, "options": {"link_error": [told]}}
+
+    reads(CHORD_UNLOCK, body_of({}, ["group", body]))
+
+
 def test_a_body_that_nests_too_deep_has_nothing_that_follows() -> None:
     assert later_jobs("tests.a", Message("{}", b"[" * 100_000)) == []

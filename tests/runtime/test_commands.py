@@ -13,6 +13,7 @@ from kombu import Connection
 
 from worker.client import Client
 from worker.errors import InvalidRequest
+from worker.jobs.continuations import CALL_ERRBACKS
 from worker.jobs.states import State
 from worker.ledger import bulk
 from worker.runtime.install import durable
@@ -177,3 +178,14 @@ def test_a_command_of_the_users_own_stays_theirs() -> None:
     assert table["scheduled"].__module__ == "worker.runtime.panel"
     assert table["ping"] is Panel.data["ping"]
     assert json.dumps(sorted(table)) == json.dumps(sorted(Panel.data))
+
+
+def test_an_errback_that_can_never_be_sent_is_no_job_without_end(app: Celery) -> None:
+    # A queue bound to no exchange that the app declares is refused each time.
+    errback = dict(app.signature("tests.told", exchange="none", routing_key="none"))
+    call = {"request": {"id": "a", "root_id": "a"}, "errbacks": [errback], "error": "poison"}
+
+    ended = app.tasks[CALL_ERRBACKS].apply(({**call, "result": None, "traceback": None},))
+
+    assert ended.state == "FAILURE"
+    assert isinstance(ended.result, InvalidRequest)

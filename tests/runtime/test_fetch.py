@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 from celery import Celery
 
 from worker.broker.doorbells import Doorbells
 from worker.errors import Conflict, LedgerUnavailable
-from worker.jobs.job import Fence, Finish, Ring
+from worker.jobs.job import Claim, Fence, Finish, Ring
 from worker.jobs.message import new_job
 from worker.jobs.queues import lists_of
 from worker.jobs.states import State
@@ -112,6 +112,22 @@ def test_a_second_doorbell_of_a_job_that_is_held_here_is_ignored(given: Given) -
     given.doorbells.ring([ring])
     assert given.source().take(given.lease, 10) == []
     assert given.claims.fence_of(job.id) == held.fence
+
+
+def test_what_is_granted_is_delivered_whatever_befalls_what_is_denied(given: Given) -> None:
+    job = new_job("test.add", [1])
+    enqueue(given.ledger, [job])
+    given.doorbells.ring([Ring(job.id, "celery", 1), Ring("denied", "celery", 2)])
+
+    def put_off(ids: Sequence[str], granted: Sequence[Claim]) -> None:
+        raise RuntimeError("a fault of our own")
+
+    source = DoorbellSource(
+        given.ledger, given.doorbells, given.claims, lambda: ["celery"],
+        adopt_foreign=True, payload_max_bytes=1000, put_off=put_off,
+    )  # fmt: skip
+
+    assert [claim.fence.id for claim in source.take(given.lease, 10)] == [job.id]
 
 
 def test_a_foreign_job_is_adopted_and_acknowledged(given: Given) -> None:

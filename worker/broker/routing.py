@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
@@ -16,7 +18,17 @@ LISTED: Final = 10
 #: The kinds of exchange by which a job can be addressed.
 SERVED: Final = frozenset({"direct", "topic"})
 
+#: Seconds for which `leads_to` answers from memory, and answers that it keeps.
+REMEMBERED_SECONDS: Final = 1.0
+REMEMBERED: Final = 1000
+
 _topic: Final = TopicExchange(None)
+
+
+@functools.lru_cache(maxsize=1024)
+def _pattern(key: str) -> str:
+    """A topic binding's key as kombu matches it; making it takes longer than matching it."""
+    return str(_topic.key_to_pattern(key))
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +52,7 @@ class Binding:
         if exchange != self.exchange:
             return False
         if self.kind == "topic":
-            return bool(_topic._match(_topic.key_to_pattern(self.key), key))
+            return bool(_topic._match(_pattern(self.key), key))
         return self.kind == "direct" and self.key == key
 
     def __str__(self) -> str:
@@ -59,6 +71,8 @@ class Routing:
     def __init__(self, declared: Callable[[], Iterable[Binding]]) -> None:
         self._declared = declared
         self._bound: dict[tuple[str, str, str], Binding] = {}
+        self._led: dict[tuple[str, str, str], bool] = {}
+        self._led_since = 0.0
 
     def __json__(self) -> str:
         # `inspect stats` and Flower read a worker's transport options as JSON.
@@ -67,12 +81,14 @@ class Routing:
     def bind(self, binding: Binding) -> None:
         """A program of this app binds a queue by hand, as `declare=` of a publish does."""
         self._bound[binding.queue, binding.exchange, binding.key] = binding
+        self._led = {}
 
     def unbind(self, queue: str, exchange: str | None = None) -> None:
         """Forget the bindings by hand of `queue`, to one exchange or to all."""
         for known in [key for key in list(self._bound) if key[0] == queue]:
             if exchange in (None, known[1]):
                 self._bound.pop(known, None)
+        self._led = {}
 
     def queue_for(self, exchange: str, key: object, kind: str | None = None) -> str:
         """The one queue that a task message goes to.
@@ -111,7 +127,20 @@ class Routing:
         )
 
     def leads_to(self, queue: str, exchange: str, key: str) -> bool:
-        """Whether a task message that is published so goes to `queue`."""
+        """Whether a task message that is published so goes to `queue`.
+
+        A worker asks for every job: the answer may be `REMEMBERED_SECONDS` old.
+        """
+        now = time.monotonic()
+        if now - self._led_since > REMEMBERED_SECONDS or len(self._led) >= REMEMBERED:
+            self._led, self._led_since = {}, now
+        asked = queue, exchange, key
+        known = self._led.get(asked)
+        if known is None:
+            known = self._led[asked] = self._leads_to(*asked)
+        return known
+
+    def _leads_to(self, queue: str, exchange: str, key: str) -> bool:
         try:
             return self.queue_for(exchange, key) == queue
         except InvalidRequest:

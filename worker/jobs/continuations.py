@@ -176,8 +176,8 @@ def _calls(job: FinalJob) -> Iterator[dict[str, Any]]:
     of_all = _signatures(_mapping(body.get("options")).get("link_error"))
     is_group = body.get("subtask_type") == "group"
     tasks = _list(_mapping(body.get("kwargs")).get("tasks")) if is_group else [body]
-    for task in tasks:
-        options = _mapping(_mapping(task).get("options"))
+    for task in filter(_mapping, tasks):
+        options = _mapping(task.get("options"))
         errbacks = _signatures(options.get("link_error"))
         errbacks += [errback for errback in of_all if errback not in errbacks]
         if errbacks:

@@ -7,11 +7,13 @@ from typing import Any
 
 from celery import Celery
 from celery.app.task import Context
+from kombu.exceptions import OperationalError
 
+from worker.errors import Unavailable
 from worker.jobs.continuations import CALL_ERRBACKS
 from worker.runtime.meta import JobFailed
 
-#: Seconds before a call that failed, because a store was away for instance, is made again.
+#: Seconds before a call that failed because a store was away is made again.
 AGAIN_SECONDS = 5.0
 
 
@@ -29,7 +31,9 @@ def add_errback_task(app: Celery) -> None:
         request = Context({**call["request"], "errbacks": call["errbacks"], "delivery_info": {}})
         try:
             backend._call_task_errbacks(request, _exception(backend, call), call.get("traceback"))
-        except Exception as exc:  # an errback's own is caught, and logged, before
+        except (Unavailable, OperationalError) as exc:
+            # Anything else would come again each time, such as an errback for a queue that is not
+            # declared: it fails this job, for people to see. What an errback raises is only logged.
             raise self.retry(exc=exc, countdown=AGAIN_SECONDS) from exc
 
 

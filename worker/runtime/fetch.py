@@ -100,7 +100,10 @@ class DoorbellSource:
             # What is granted already must be delivered: nobody else can run it.
             fault = None if isinstance(exc, LedgerError) else exc
             logger.warning("%d foreign entries wait: %s", len(foreign), exc, exc_info=fault)
-        self._put_off([*ids, *(job.id for job, _ in foreign)], granted)
+        try:
+            self._put_off([*ids, *(job.id for job, _ in foreign)], granted)
+        except Exception:  # what is granted must be delivered, here too
+            logger.exception("What was popped and not granted could not be looked at")
         return granted
 
     def _claim_foreign(self, lease: str, foreign: Sequence[tuple[NewJob, Popped]]) -> list[Claim]:
