@@ -42,6 +42,8 @@ def asked(address: str) -> dict[str, str]:
         "postgresql://u:p@h/d?sslmode=verify-full&sslrootcert=/ca.pem&sslcert=/c&sslkey=/k",
         "postgresql://u:p@h/d?connect_timeout=3&application_name=shop&passfile=/run/pgpass",
         "postgresql:///?service=shop",
+        "postgresql://u:p@h:/d",
+        "postgresql://h:?sslmode=require",
         "postgresql://u:p@h:5432/d?host=other",
         "postgresql://u:p@h1:1,h2:2/d?target_session_attrs=any",
         "postgresql://u:p@h1:1,[::1]:2,h3:3/d?target_session_attrs=primary",
@@ -59,7 +61,8 @@ def test_what_libpq_reads_is_read_as_libpq_reads_it(address: str) -> None:
 @pytest.mark.parametrize(
     "scheme",
     ["postgres", "postgresql", "postgresql+psycopg2", "postgresql+psycopg", "postgresql+asyncpg",
-     "postgresql+psycopg_async", "postgresql+pg8000", "POSTGRESQL", "db+postgresql"],
+     "postgresql+psycopg_async", "postgresql+pg8000", "POSTGRESQL", "db+postgresql", "psql",
+     "pgsql", "postgis", "timescale", "timescalegis"],
 )  # fmt: skip
 def test_any_driver_will_do(scheme: str) -> None:
     assert postgres_address(f"{scheme}://u:p%40@h:5432/d?sslmode=require") == (
@@ -74,6 +77,10 @@ def test_any_driver_will_do(scheme: str) -> None:
         ("postgresql://u:p@h1,h2:2/d", {"host": "h1,h2", "port": ",2", **UP, **RW}),
         ("postgresql://u:p@/d?host=a:1&host=b:2", {"host": "a,b", "port": "1,2", **UP, **RW}),
         ("postgresql://u:p@/d?host=a:1&host=[::1]:2", {"host": "a,::1", "port": "1,2", **UP, **RW}),
+        (
+            "postgresql://u:p@/d?host=a&host=b&port=1&port=2",
+            {"host": "a,b", "port": "1,2", **UP, **RW},
+        ),
         ("postgresql://u:p@/d?host=a,b&port=1", {"host": "a,b", "port": "1,1", **UP, **RW}),
         ("postgresql://u:p@/d?host=::1", {"host": "::1", **UP}),
         ("postgresql://u:p@/d?host=a:7", {"host": "a", "port": "7", **UP}),

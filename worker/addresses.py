@@ -10,8 +10,11 @@ from urllib.parse import parse_qs, parse_qsl, quote, unquote, urlencode, urlspli
 
 logger = logging.getLogger(__name__)
 
-#: The schemes of libpq and SQLAlchemy, whatever driver the app uses, and Celery's for results.
-_POSTGRES: Final = re.compile(r"(db\+)?postgres(ql)?(\+\w+)?")
+#: The schemes of libpq and SQLAlchemy, whatever driver the app uses, Celery's for results, and
+#: those that Django's readers of DATABASE_URL know for Postgres itself.
+_POSTGRES: Final = re.compile(
+    r"(db\+)?postgres(ql)?(\+\w+)?|p(g)?sql|postgis|timescale(gis)?", re.ASCII
+)
 _LAST_PORT: Final = 65535
 _PLAIN_NAME: Final = re.compile(r"\w{1,40}")
 #: What libpq takes. Source: PostgreSQL 18's documentation, 32.1.2, Parameter Key Words.
@@ -19,7 +22,7 @@ LIBPQ: Final = frozenset({
     "host", "hostaddr", "port", "dbname", "user", "password", "passfile", "require_auth",
     "channel_binding", "connect_timeout", "client_encoding", "options", "application_name",
     "fallback_application_name", "keepalives", "keepalives_idle", "keepalives_interval",
-    "keepalives_count", "tcp_user_timeout", "replication", "gssencmode", "sslmode",
+    "keepalives_count", "tcp_user_timeout", "gssencmode", "sslmode",
     "requiressl", "sslnegotiation", "sslcompression", "sslcert", "sslkey", "sslpassword",
     "sslcertmode", "sslrootcert", "sslcrl", "sslcrldir", "sslsni", "requirepeer",
     "ssl_min_protocol_version", "ssl_max_protocol_version", "krbsrvname", "gsslib",
@@ -69,13 +72,14 @@ def postgres_address(url: str) -> str:
     known, changed = _parameters(query)
     asked = [value for name, value in parse_qsl(query) if name == "host"]
     if asked:
-        ports = known.get("port", "").split(",") if "port" in known else []
-        places = _asked_places(asked, ports)
+        ports = [value for name, value in parse_qsl(query) if name == "port"]
+        places = _asked_places(asked, ",".join(ports).split(",") if ports else [])
     if len(places) > 1:
         known.setdefault("target_session_attrs", "read-write")
     is_plain = len(places) <= 1 and not asked and "%" not in netloc + path
-    if is_plain and not changed:
+    if is_plain and not changed and not netloc.endswith(":"):
         return "postgresql+psycopg2://" + rest
+    netloc = netloc.removesuffix(":")  # a port that a template left empty is the usual one
     if not is_plain:
         netloc = ""
         known |= _by_name(places)

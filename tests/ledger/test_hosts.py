@@ -139,6 +139,14 @@ def test_options_and_the_like_reach_postgres(pair: tuple[PostgresServer, Postgre
     assert _ask(address, "SHOW work_mem") == "5MB"
 
 
+@pytest.mark.parametrize("query", ["client_encoding=latin1", "options=-cclient_encoding%3Dlatin1"])
+def test_any_text_reaches_postgres_whatever_encoding_is_asked_for(
+    pair: tuple[PostgresServer, PostgresServer], query: str
+) -> None:
+    address = _shop(f"127.0.0.1:{pair[0].port}", f"?{query}")
+    assert _ask(address, "SELECT 'zażółć 🚀'") == "zażółć 🚀"
+
+
 @pytest.mark.parametrize(
     ("pattern", "by", "told"),
     [
@@ -147,8 +155,38 @@ def test_options_and_the_like_reach_postgres(pair: tuple[PostgresServer, Postgre
         (r"//\w+:", "//nobody:", "password authentication failed"),
         (r"/\w+$", "/nowhere", "does not exist"),
         (r"$", "?sslmode=require", "does not support SSL"),
+        (r"$", "?sslmode=REQUIRE", "invalid sslmode value"),
+        (r"$", "?ssl_min_protocol_version=1", "invalid .* value"),
+        (r"$", "?keepalives=x", "invalid integer value"),
+        (r"$", "?options=-cTimeZone%3DNowhere", "invalid value for parameter"),
+        (r"$", "?options=-cno_such%3D1", "unrecognized configuration parameter"),
+        (r"$", "?options=-cwork_mem", "requires a value"),
+        (r"$", "?options=work_mem", "invalid command-line argument"),
+        (r"$", "?service=nowhere", "service .* not found"),
+        (r"$", "?hostaddr=nowhere", "could not parse network address"),
+        (r"$", "?channel_binding=require", "channel binding required"),
+        (r"$", "?require_auth=md5", "authentication method requirement"),
+        (r"$", "?gssencmode=require", "GSSAPI encryption required"),
     ],
-    ids=["password", "no password", "role", "database", "tls"],
+    ids=[
+        "password",
+        "no password",
+        "role",
+        "database",
+        "tls",
+        "mode",
+        "version",
+        "number",
+        "zone",
+        "setting",
+        "no value",
+        "argument",
+        "service",
+        "address",
+        "binding",
+        "method",
+        "gss",
+    ],
 )
 def test_what_postgres_refuses_is_no_outage(
     pair: tuple[PostgresServer, PostgresServer],

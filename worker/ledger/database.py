@@ -87,6 +87,8 @@ class Ledger:
             connect_args={
                 "application_name": name[:63],
                 "connect_timeout": max(1, round(connect_timeout)),
+                # A role, a database or the address may have another one, which cannot say it all.
+                "client_encoding": "utf8",
                 # A half-open connection must not hold a thread for the kernel's two hours.
                 "keepalives_idle": 5,
                 "keepalives_interval": 2,

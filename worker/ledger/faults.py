@@ -26,15 +26,23 @@ CONCURRENT = ("40P01", "40001")
 _AWAY_CLASSES = ("08", "57P", "53", "25P03")
 #: The password, the role, the database or a right.
 _REFUSES_CLASSES = ("28", "3D", "42501")
-#: The same at a connect, where psycopg2 knows no SQLSTATE. Source: auth.c, hba.c, postinit.c and
-#: miscinit.c of Postgres 15 to 18, libpq, and PgBouncer. A server that speaks another language is
-#: taken to be away.
+#: The same at a connect, where psycopg2 knows no SQLSTATE; and what a server, a pooler or libpq
+#: says of a parameter that it cannot follow. Source: auth.c, hba.c, postinit.c, miscinit.c, guc.c
+#: and postgres.c of Postgres 15 to 18, fe-connect.c and fe-secure-openssl.c of libpq, PgBouncer,
+#: the poolers of Neon and Supabase. A server that speaks another language is taken to be away.
 _REFUSES = re.compile(
     r"authentication failed for user|no password supplied|(role|database) \".*\" does not exist"
     r"|no pg_hba\.conf entry|pg_hba\.conf rejects|is not permitted to log in"
-    r"|permission denied for database|no such (user|database)|SASL authentication failed"
+    r"|permission denied (for database|to set)|no such (user|database)|SASL authentication failed"
     r"|server does not support SSL|certificate verify failed|root certificate file"
-    r"|server certificate for"
+    r"|server certificate for|valid client certificate|certificate present, but not private key"
+    r"|could not (read|load) (certificate|private key) file|private key file \""
+    r"|invalid [\w\"]+ value: \"|invalid \"\w+\" value: \"|invalid (integer )?value "
+    r"(\".*\" for connection option|for parameter)|unrecognized configuration parameter"
+    r"|requires a value|invalid command-line argument|unsupported startup parameter"
+    r"|(definition of service|service file) \".*\" not found|weak sslmode|invalid port number"
+    r"|authentication method requirement|channel binding (is )?required|could not parse network add"
+    r"|GSSAPI encryption required|Tenant or user not found|Endpoint ID is not specified"
 )
 #: What is wrong with the data: out of range, against a constraint, or too large for an index.
 _REFUSED_CLASSES = ("22", "23", "54")
