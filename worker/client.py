@@ -48,6 +48,7 @@ class Client:
             name="celery-ledger client",
             connect_timeout=timeout,
             schema=self.settings.ledger_schema,
+            trusts_storage=self.settings.trust_postgres_storage,
         )
         self.doorbells = Doorbells(self.settings.redis_url.get_secret_value(), timeout)
         self._door = Door(self.ledger, self.doorbells)

@@ -112,10 +112,7 @@ class Settings(BaseSettings):
         description="take jobs from producers that do not know the ledger; trusts writers to Redis",
     )
     keep_succeeded_days: float = Field(
-        default=7.0,
-        gt=0,
-        le=36500,
-        description="days that succeeded jobs are kept",
+        default=7.0, gt=0, le=36500, description="days that succeeded jobs are kept"
     )
     keep_failed_days: float = Field(
         default=30.0,
@@ -128,6 +125,9 @@ class Settings(BaseSettings):
         ge=1.0,
         le=60.0,
         description="seconds to wait for a connection to a store before it counts as away",
+    )
+    trust_postgres_storage: bool = Field(
+        default=False, description="use a Postgres with fsync or full_page_writes off: it is safe"
     )
     schema_wait_seconds: float = Field(
         default=60.0,

@@ -19,7 +19,7 @@ from worker.stack.postgres import PostgresServer
 
 SENTENCE = (
     "Postgres has fsync = off: a crash of the machine loses or corrupts committed jobs;"
-    " set it to on."
+    " set it to on, or, if its storage is safe without, set WORKER_TRUST_POSTGRES_STORAGE=true."
 )
 SHOP = ["celery", "-A", "tests.acceptance.shop", "worker", "-P", "solo"]
 NEW = {

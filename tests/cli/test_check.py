@@ -133,6 +133,11 @@ def test_what_may_lose_jobs_is_a_fault(
     assert "✗ Redis has maxmemory-policy = allkeys-lru" in said.out
     assert "! The quarantine holds 1 entry" in said.out
 
+    trust = {"WORKER_TRUST_POSTGRES_STORAGE": "true"}
+    said = here("check", DATABASE_URL=own_postgres.url, **trust)
+    assert "! Postgres has fsync = off; its storage is trusted to keep every" in said.out
+    assert "✗ Postgres" not in said.out
+
 
 def test_an_option_that_libpq_does_not_know_is_ignored_and_named(
     process: Command, database_url: str

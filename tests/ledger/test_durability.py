@@ -6,7 +6,7 @@ import pytest
 
 from worker.ledger.database import Ledger
 from worker.ledger.durability import durability_faults, mended
-from worker.ledger.safety import faults_of
+from worker.ledger.safety import faults_of, trusted
 
 
 def test_a_server_as_it_comes_keeps_what_it_commits(ledger: Ledger) -> None:
@@ -44,7 +44,20 @@ def test_each_level_of_synchronous_commit_is_judged(
 def test_what_a_crash_can_corrupt_is_a_fault(name: str) -> None:
     (fault,) = faults_of({name: "off"})
 
-    assert fault.startswith(f"Postgres has {name} = off") and fault.endswith("set it to on.")
+    assert fault.startswith(f"Postgres has {name} = off")
+    assert fault.endswith(
+        "or, if its storage is safe without, set WORKER_TRUST_POSTGRES_STORAGE=true."
+    )
+
+
+def test_a_storage_that_is_trusted_vouches_for_itself_and_for_no_lazy_commit() -> None:
+    managed = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
+
+    (fault,) = faults_of(managed, is_pooled=True, trusts_storage=True)
+
+    assert fault.startswith("Postgres has synchronous_commit = off")
+    assert str(trusted(managed)).startswith("Postgres has fsync = off and full_page_writes = off; ")
+    assert trusted({"fsync": "on", "full_page_writes": "on"}) is None
 
 
 @pytest.mark.parametrize("level", ["off", "local", "remote_write", "on"])

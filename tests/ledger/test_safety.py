@@ -22,7 +22,8 @@ from worker.stack.postgres import PostgresServer
 
 #: With these a commit that is not synchronous stays in Postgres's memory for a long time.
 LAZY = {"wal_writer_delay": "10s", "wal_writer_flush_after": "1GB"}
-SCOPES = ["SYSTEM", "ROLE postgres", "DATABASE ledger"]
+#: The last one is also heard by sessions that are open.
+SCOPES = ["ROLE postgres", "DATABASE ledger", "SYSTEM"]
 
 
 @contextmanager
@@ -68,7 +69,11 @@ def test_what_was_accepted_survives_a_crash_of_a_server_that_commits_lazily(
 ) -> None:
     # Given a server whose commits reach the disk by and by, by whatever scope it was told so
     ids: list[str] = []
-    with postgres(**LAZY) as server:
+    with (
+        postgres(**LAZY) as server,
+        Client(settings_for(database_url=server.url)) as old,
+    ):
+        ids.append(old.enqueue("probe.echo").id)  # a session that stays while the server is told
         for scope in SCOPES:
             ask(server.url, f"ALTER {scope} SET synchronous_commit = off")
             ask(server.url, "SELECT pg_reload_conf()")
@@ -76,7 +81,8 @@ def test_what_was_accepted_survives_a_crash_of_a_server_that_commits_lazily(
 
             # When jobs are enqueued
             with Client(settings_for(database_url=server.url)) as client:
-                ids += [client.enqueue("probe.echo", [n]).id for n in range(100)]
+                for door in (client, old):
+                    ids += [door.enqueue("probe.echo", [n]).id for n in range(50)]
             ask(server.url, f"ALTER {scope} RESET synchronous_commit")
 
         # and the server is killed with all of its processes
@@ -85,7 +91,7 @@ def test_what_was_accepted_survives_a_crash_of_a_server_that_commits_lazily(
 
         # Then each of them is there, but not what a stranger wrote at last
         with Client(settings_for(database_url=server.url)) as client:
-            assert sum(client.counts(ids).values()) == 300
+            assert sum(client.counts(ids).values()) == 301
         assert ask(server.url, "SELECT to_regclass('ledger.theirs')") == ["None"]
 
 
@@ -113,6 +119,38 @@ def test_behind_a_pooler_what_a_session_cannot_mend_is_refused(
 
 
 @pytest.mark.parametrize("name", ["fsync", "full_page_writes"])
+def test_a_reload_that_makes_a_server_unsafe_is_noticed_by_sessions_that_stay(
+    own_postgres: PostgresServer,
+    settings_for: Callable[..., Settings],
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(session, "LOOK_EVERY", 0.0)
+    session._say_once.cache_clear()
+    settings = settings_for(database_url=own_postgres.url)
+    trusting = settings.model_copy(update={"trust_postgres_storage": True})
+    with Client(settings) as client, Client(trusting) as another:
+        kept = [one.enqueue("probe.echo").id for one in (client, another)]
+
+        ask(own_postgres.url, f"ALTER SYSTEM SET {name} = off", "SELECT pg_reload_conf()")
+        with pytest.raises(LedgerUnavailable, match=f"came back unsafe .* {name} = off"):
+            while True:  # Postgres reloads by and by
+                kept.append(client.enqueue("probe.echo").id)
+
+        # Whoever vouches for the storage works on, also anew
+        with Client(trusting) as new:
+            kept += [one.enqueue("probe.echo").id for one in (another, new)]
+        assert [r.message for r in caplog.records if "is trusted" in r.message] == [
+            f"Postgres has {name} = off; its storage is trusted to keep every committed job,"
+            " because WORKER_TRUST_POSTGRES_STORAGE is set."
+        ]
+
+        ask(own_postgres.url, f"ALTER SYSTEM RESET {name}", "SELECT pg_reload_conf()")
+        assert sum(another.counts(kept).values()) == len(kept)
+
+
+@pytest.mark.parametrize("name", ["fsync", "full_page_writes"])
 def test_a_server_that_comes_back_unsafe_counts_as_away_and_takes_nothing(
     own_postgres: PostgresServer, settings_for: Callable[..., Settings], name: str
 ) -> None:
@@ -129,7 +167,9 @@ def test_a_server_that_comes_back_unsafe_counts_as_away_and_takes_nothing(
             client.enqueue("probe.echo", job_id="refused")
         with (
             Client(client.settings) as another,
-            pytest.raises(NotDurable, match=f"^Postgres has {name} = off: .*; set it to on.$"),
+            pytest.raises(
+                NotDurable, match=f"^Postgres has {name} = off: .*; set it to on, or, if .*$"
+            ),
         ):
             another.enqueue("probe.echo", job_id="refused")
 

@@ -15,11 +15,12 @@ import pytest
 from celery import Celery, Task, states
 from celery.app.amqp import AMQP
 from celery.app.control import Control
+from celery.signals import before_task_publish
 from kombu import Connection, Producer
 
 from tests.servers import Databases, RedisDatabases
 from worker.client import Client
-from worker.errors import ConfigurationError, InvalidSettings, NotJSON
+from worker.errors import ConfigurationError, InvalidRequest, InvalidSettings, NotJSON
 from worker.jobs.states import State
 from worker.runtime import durable
 from worker.runtime.results import LedgerBackend
@@ -427,6 +428,37 @@ def test_a_header_does_not_replace_the_id_that_is_given(client: Client) -> None:
     assert not client.summary(["given", "other"])
     assert app.send_task("shop.order", task_id="given", headers={"id": "given"}).id == "given"
     assert client.job("given")
+    app.close()
+
+
+#: What a handler of `before_task_publish` does to a message, and what is said of it.
+CHANGES: dict[str, tuple[Callable[[dict[str, Any], Any], object], str]] = {
+    "another id": (lambda headers, _: headers.update(id="other"), "into job other; a handler"),
+    "no id": (lambda headers, _: headers.pop("id"), "into no task message; a handler"),
+    "no task": (lambda headers, _: headers.pop("task"), "into no task message; a handler"),
+}
+
+
+@pytest.mark.parametrize(("change", "said"), CHANGES.values(), ids=CHANGES)
+def test_a_handler_does_not_replace_the_id_that_is_given(
+    client: Client, change: Callable[[dict[str, Any], Any], object], said: str
+) -> None:
+    app: Any = durable(Celery("shop", set_as_current=False))
+
+    def handler(headers: dict[str, Any], body: Any, **_: Any) -> None:
+        change(headers, body)
+
+    before_task_publish.connect(handler)
+    try:
+        with pytest.raises(InvalidRequest, match=f"^Job promised was changed on its way {said}"):
+            app.send_task("shop.order", task_id="promised")
+    finally:
+        before_task_publish.disconnect(handler)
+    assert not client.summary(["promised", "other"])
+    app.conf.task_protocol = 1
+    sent = app.send_task("shop.order")
+    message = client.job(sent.id).message
+    assert message is not None and "ledger_promised" not in message.envelope
     app.close()
 
 

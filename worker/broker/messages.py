@@ -16,8 +16,10 @@ from worker.jobs.ids import checked_id, shown
 from worker.jobs.job import Message, NewJob
 from worker.jobs.queues import SEPARATOR, checked_queue, list_of
 
-#: What kombu adds for one delivery; a later delivery gets its own.
-_PER_DELIVERY = ("delivery_tag", "delivery_info", "body_encoding")
+#: The property that holds the id which the caller of a task message is given.
+PROMISED = "ledger_promised"
+#: What belongs to one delivery, mostly kombu's; a later delivery gets its own.
+_PER_DELIVERY = ("delivery_tag", "delivery_info", "body_encoding", PROMISED)
 
 
 def job_of(queue: str, message: Mapping[str, Any]) -> NewJob | None:
@@ -89,6 +91,11 @@ def carries_task(message: Mapping[str, Any]) -> bool:
         message.get("content-type"),
     )
     return _protocol_1(body, content_type, headers) is not None
+
+
+def promised(message: Mapping[str, Any]) -> str | None:
+    """The id that the caller of a task message is given, where its sender has noted it."""
+    return (message.get("properties") or {}).get(PROMISED)
 
 
 def foreign_job(list_name: str, entry: bytes) -> NewJob:

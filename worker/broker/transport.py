@@ -14,10 +14,10 @@ from kombu.utils.json import dumps
 from worker.broker.address import Address
 from worker.broker.doorbells import Doorbells
 from worker.broker.faults import is_unable
-from worker.broker.messages import carries_task, job_of
+from worker.broker.messages import carries_task, job_of, promised
 from worker.broker.routing import Binding, Routing
 from worker.broker.waiting import emptied, refuse_doorbells
-from worker.errors import NotJSON, Unavailable
+from worker.errors import InvalidRequest, NotJSON, Unavailable
 from worker.jobs.job import NewJob, Ring
 
 logger = logging.getLogger(__name__)
@@ -157,7 +157,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc] # kombu is not typed
             InvalidRequest: a task message that cannot be a job, or leads to no queue or to several.
         """
         options = self.connection.client.transport_options
-        if WRITER not in options or not carries_task(message):
+        if WRITER not in options or not (promised(message) or carries_task(message)):
             return super().basic_publish(message, exchange, routing_key, **kwargs)
         self._inplace_augment_message(message, exchange, routing_key)
         kind = self.state.exchanges.get(exchange, {}).get("type")
@@ -191,6 +191,8 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc] # kombu is not typed
     def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
         writer: Writer | None = self.connection.client.transport_options.get(WRITER)
         job = job_of(queue, message) if writer is not None else None
+        if writer is not None and (own_id := promised(message)):
+            _keep_promise(own_id, job)
         if writer is None or job is None:
             super()._put(queue, message, **kwargs)
             return
@@ -230,6 +232,16 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc] # kombu is not typed
         except Unavailable as exc:
             # The job is committed: the enqueue has succeeded, and the keeper rings later.
             logger.warning("Job %s is durable, its doorbell is late: %s", ring.id, exc)
+
+
+def _keep_promise(own_id: str, job: NewJob | None) -> None:
+    """Refuse a message that would not become the job whose id its caller is given."""
+    if job is None or job.id != own_id:
+        became = f"job {job.id}" if job is not None else "no task message"
+        raise InvalidRequest(
+            f"Job {own_id} was changed on its way into {became}; a handler of before_task_publish"
+            " must leave the headers 'id' and 'task' as they are."
+        )
 
 
 def _routing(options: dict[str, Any]) -> Routing:

@@ -19,7 +19,7 @@ from worker.cli.strays import says, strays
 from worker.errors import InvalidSettings, LedgerError
 from worker.flows.status import NO_KEEPER
 from worker.ledger.database import Ledger
-from worker.ledger.durability import durability_faults, mended, server_version
+from worker.ledger.durability import durability_faults, mended, server_version, vouched_for
 from worker.ledger.migrate import check_schema, head, second_ledger
 from worker.ledger.status import keeper_leads
 from worker.settings import Settings
@@ -99,8 +99,15 @@ def _postgres(settings: Settings) -> Iterator[Finding]:
             yield away
             return
         yield Finding("postgres", f"Postgres {version} answers at {without_secrets(url)}.")
-        faults, failed = _asked("postgres durability", lambda: durability_faults(ledger))
+        trusts = settings.trust_postgres_storage
+        faults, failed = _asked(
+            "postgres durability", lambda: durability_faults(ledger, trusts_storage=trusts)
+        )
         yield from _all("postgres durability", faults, failed, "Postgres keeps what it commits.")
+        if trusts:
+            told, failed = _asked("postgres durability", lambda: vouched_for(ledger))
+            if told or failed:
+                yield failed or Finding("postgres durability", told or "", warning=True)
         told, failed = _asked("postgres durability", lambda: mended(ledger))
         if told or failed:
             yield failed or Finding("postgres durability", told or "")

@@ -53,7 +53,11 @@ def _migrated(settings: Settings, wait: float) -> str:
     say = 0.0
     while True:
         try:
-            return migrate_ledger(settings.database_url.get_secret_value(), settings.ledger_schema)
+            return migrate_ledger(
+                settings.database_url.get_secret_value(),
+                settings.ledger_schema,
+                trusts_storage=settings.trust_postgres_storage,
+            )
         except LedgerUnavailable as exc:
             waited = time.monotonic() - began
             if waited >= wait:

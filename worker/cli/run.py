@@ -72,6 +72,7 @@ def _preflight(settings: Settings) -> None:
         connections=1,
         connect_timeout=settings.connect_timeout_seconds,
         schema=settings.ledger_schema,
+        trusts_storage=settings.trust_postgres_storage,
     )
     try:
         check_schema(ledger)

@@ -151,6 +151,7 @@ class Health:
                 connect_timeout=settings.connect_timeout_seconds,
                 connections=1,
                 schema=settings.ledger_schema,
+                trusts_storage=settings.trust_postgres_storage,
             )
             with suppress(LedgerError):
                 ledger.execute("SELECT 1")

@@ -100,6 +100,7 @@ class Keeper:
                 connect_timeout=timeout,
                 connections=len(duties) + 1,
                 schema=settings.ledger_schema,
+                trusts_storage=settings.trust_postgres_storage,
             ),
             Doorbells(settings.redis_url.get_secret_value(), timeout),
             Leadership("keeper", holder, LEAD_SECONDS),

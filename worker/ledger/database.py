@@ -17,14 +17,13 @@ from sqlalchemy import (
     event,
     text,
 )
-from sqlalchemy.exc import DisconnectionError
 
 from worker.errors import LedgerUnavailable, NotDurable
 from worker.ledger import prepared
 from worker.ledger.faults import CONCURRENT, READ_ONLY, ConnectionLost, TryAgain, translated
 from worker.ledger.namespace import SCHEMA, rename
 from worker.ledger.prepared import Prepared
-from worker.ledger.session import set_up
+from worker.ledger.session import lend, look_again, set_up
 from worker.ledger.silence import NoAnswer, Patience, patience
 from worker.settings import Settings
 
@@ -51,6 +50,7 @@ class Ledger:
         connections: the most connections this process opens.
         schema: the Postgres schema that holds the tables.
         bears_unsafe: connect also to a Postgres that may lose what it commits, to look at it.
+        trusts_storage: the operator vouches for a Postgres without `fsync`, `full_page_writes`.
 
     Raises (when it connects):
         NotDurable: this Postgres may lose what it commits, and no session can mend that. One that
@@ -67,10 +67,12 @@ class Ledger:
         waits_for_ever: bool = False,
         schema: str = SCHEMA,
         bears_unsafe: bool = False,
+        trusts_storage: bool = False,
     ) -> None:
         self._pid = os.getpid()
         self.schema = schema
         self._bears_unsafe, self._was_safe = bears_unsafe, False
+        self._trusts_storage = trusts_storage
         self._seconds = None if waits_for_ever else ANSWERS * connect_timeout
         watched = (
             {"connection_factory": Patience(self._seconds).connection} if self._seconds else {}
@@ -100,7 +102,7 @@ class Ledger:
 
         rename(self._engine, schema)
         event.listen(self._engine, "connect", self._begin)
-        event.listen(self._engine, "checkout", _commits_each)
+        event.listen(self._engine, "checkout", lend)
         event.listen(self._engine, "handle_error", _leave_a_standby)
 
     @classmethod
@@ -112,6 +114,7 @@ class Ledger:
             connect_timeout=settings.connect_timeout_seconds,
             connections=connections,
             schema=settings.ledger_schema,
+            trusts_storage=settings.trust_postgres_storage,
         )
 
     @property
@@ -241,9 +244,11 @@ class Ledger:
         return _milliseconds(self._seconds * patience()) if patience() > 1 else None
 
     def _begin(self, connection: Any, record: Any) -> None:
-        session = set_up(connection, _milliseconds(self._seconds or 0.0))
+        trusts = self._trusts_storage
+        session = set_up(connection, _milliseconds(self._seconds or 0.0), trusts_storage=trusts)
         if not self._bears_unsafe:
             self._refuse_unsafe(connection, session.faults)
+            look_again(record.info, trusts_storage=trusts)
         prepared.begin(record.info, are_kept=session.is_ours, schema=self.schema)
 
     def _refuse_unsafe(self, connection: Any, faults: list[str]) -> None:
@@ -254,13 +259,6 @@ class Ledger:
         if self._was_safe:
             raise LedgerUnavailable(f"Postgres came back unsafe and is not used. {faults[0]}")
         raise NotDurable(faults[0])
-
-
-def _commits_each(driver: Any, *_: Any) -> None:
-    """Give out no connection that would keep its statements for a COMMIT: an exception of a signal
-    handler may have come between the steps of `_together`."""
-    if not driver.autocommit:
-        raise DisconnectionError  # the pool takes another one
 
 
 @contextmanager

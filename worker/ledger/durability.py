@@ -5,30 +5,38 @@ from __future__ import annotations
 from sqlalchemy import text
 
 from worker.ledger.database import Ledger
-from worker.ledger.safety import JUDGED, faults_of
+from worker.ledger.safety import JUDGED, faults_of, trusted
 
 _SHOW = text("SELECT name, setting FROM pg_settings WHERE name = ANY(CAST(:names AS text[]))")
 _MENDED = text("SELECT setting, reset_val FROM pg_settings WHERE name = 'synchronous_commit'")
 _VERSION = text("SELECT current_setting('server_version_num')::int / 10000 AS version")
 
 
-def durability_faults(ledger: Ledger) -> list[str]:
+def durability_faults(ledger: Ledger, *, trusts_storage: bool = False) -> list[str]:
     """One sentence for each setting of Postgres that lets an acknowledged job be lost.
 
     What the ledger's own sessions set is no fault.
 
     Args:
         ledger: one that `bears_unsafe`; another one is refused before it can be asked.
+        trusts_storage: as `Ledger` has it; then no fault is what `vouched_for` tells.
 
     Raises:
         Unavailable: Postgres is away.
     """
     rows = ledger.rows(_SHOW, {"names": list(JUDGED)})
-    faults = faults_of({row.name: row.setting for row in rows})
+    found = {row.name: row.setting for row in rows}
+    faults = faults_of(found, trusts_storage=trusts_storage)
     version = server_version(ledger)
     if not 15 <= version <= 18:
         faults.append(f"Postgres {version} is not tested; use 15 to 18.")
     return faults
+
+
+def vouched_for(ledger: Ledger) -> str | None:
+    """A sentence on what is no fault only because the operator trusts the storage."""
+    rows = ledger.rows(_SHOW, {"names": list(JUDGED)})
+    return trusted({row.name: row.setting for row in rows})
 
 
 def mended(ledger: Ledger) -> str | None:

@@ -47,7 +47,7 @@ def head() -> str:
     return _known()[-1]
 
 
-def migrate(url: str, schema: str = SCHEMA) -> str:
+def migrate(url: str, schema: str = SCHEMA, *, trusts_storage: bool = False) -> str:
     """Migrate the schema of the database at `url` to `head()`; safe from several replicas at once.
 
     Returns:
@@ -59,7 +59,14 @@ def migrate(url: str, schema: str = SCHEMA) -> str:
         ConfigurationError: the schema is another program's, or the role may not make it.
         Unavailable: Postgres is away, or somebody keeps a table locked; nothing was changed.
     """
-    ledger = Ledger(url, name="worker migrate", connections=1, waits_for_ever=True, schema=schema)
+    ledger = Ledger(
+        url,
+        name="worker migrate",
+        connections=1,
+        waits_for_ever=True,
+        schema=schema,
+        trusts_storage=trusts_storage,
+    )
     try:
         for left in reversed(range(TRIES)):
             try:

@@ -17,6 +17,7 @@ from celery.app.task import Task
 from celery.utils.imports import symbol_by_name
 from kombu.utils.objects import cached_property
 
+from worker.broker.messages import PROMISED
 from worker.broker.transport import PATIENT
 from worker.errors import ConfigurationError
 from worker.runtime.configuration import is_json
@@ -129,6 +130,10 @@ class LedgerAMQP(AMQP):  # type: ignore[misc] # Celery's class is not typed
                     f"Task {name} was sent with serializer = {serializer!r}, but a durable app"
                     " speaks JSON only; leave out serializer=, here and in the task's own options."
                 )
+            if not own_id and isinstance(message.body, dict):  # the old protocol
+                own_id = message.body.get("id")
+            # The transport holds it against what handlers of before_task_publish have changed.
+            message.properties[PROMISED] = own_id or f"of task {name}"
             return send(producer, name, message, **options)
 
         return send_task_message

@@ -166,6 +166,7 @@ class Durability:
             connect_timeout=self._known.connect_timeout_seconds,
             connections=PRODUCER_CONNECTIONS,
             schema=self.settings.ledger_schema,
+            trusts_storage=self._known.trust_postgres_storage,
         )
 
     def close(self) -> None:
