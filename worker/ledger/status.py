@@ -1,4 +1,4 @@
-"""How the service does: keepers, workers, queues; each statement reads a bounded number of rows."""
+"""How the service does: keepers, workers, queues; what waits is counted in an index alone."""
 
 from __future__ import annotations
 

@@ -57,6 +57,7 @@ class Announcer:
         self._characters = 0
         self._lock = threading.Lock()  # never held while Redis is asked for anything
         self._there_are = threading.Event()
+        self._is_over = False
         self._batch: list[_Event] = []  # taken, and not known to be sent
         self._own: Any = None
         self._unheard_until = 0.0
@@ -66,6 +67,11 @@ class Announcer:
         """Start the thread; nothing when it runs."""
         if not self._thread.is_alive():
             self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread, and close its connection, once what was handed over is sent."""
+        self._is_over = True
+        self._there_are.set()
 
     @property
     def enabled(self) -> bool:
@@ -91,7 +97,7 @@ class Announcer:
 
     def _run(self) -> None:
         is_away = False
-        while True:
+        while not self._is_over:
             self._there_are.wait()
             self._there_are.clear()
             time.sleep(GATHER)
@@ -107,6 +113,7 @@ class Announcer:
                 self._close()
                 time.sleep(AWAY_PAUSE)
                 self._there_are.set()
+        self._close()
 
     def _send_all(self) -> None:
         while self._take():

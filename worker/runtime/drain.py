@@ -154,7 +154,18 @@ class Drain:
         if self._process.owns_process:
             logging.shutdown()
             os._exit(exit_code(self._process.controller.exitcode))
-        self._process.health.stop()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Leave the host nothing of this worker: each one that it runs would keep as much more, and
+        no database with connections to it can be dropped."""
+        process = self._process
+        process.health.stop()
+        if (consumer := getattr(process.controller, "consumer", None)) is not None:
+            consumer.announcer.stop()
+        process.ringer.stop()
+        process.lease.ledger.close()
+        process._ledger.close()
 
     def _wait(self) -> bool:
         """Wait until nothing runs, at most until the drain's end; whether nothing does."""

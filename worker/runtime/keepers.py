@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 from typing import Final
 
 from worker.errors import LedgerError
@@ -27,15 +28,22 @@ class KeeperWatch:
         ledger: where; while it is away nothing is said of keepers.
         every: seconds between two looks.
         grace: seconds.
+        is_over: whether the worker is, in a process that may live on.
     """
 
-    def __init__(self, ledger: Ledger, every: float = LOOK_EVERY, grace: float = GRACE) -> None:
-        self._ledger, self._every, self._grace = ledger, every, grace
+    def __init__(
+        self,
+        ledger: Ledger,
+        every: float = LOOK_EVERY,
+        grace: float = GRACE,
+        is_over: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._ledger, self._every, self._grace, self._is_over = ledger, every, grace, is_over
         self._led = time.monotonic()
         self._is_told = False
 
     def start(self) -> None:
-        """Look from now on, until the process ends."""
+        """Look from now on, until the worker ends."""
         threading.Thread(target=self._run, name="keeper-watch", daemon=True).start()
 
     def look(self) -> None:
@@ -54,9 +62,10 @@ class KeeperWatch:
             self._is_told = True
 
     def _run(self) -> None:
-        while True:
+        while not self._is_over():
             time.sleep(self._every)
             try:
-                self.look()
+                if not self._is_over():
+                    self.look()
             except Exception:
                 logger.exception("Looking for a keeper failed, trying again")

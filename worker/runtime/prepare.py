@@ -60,8 +60,9 @@ def prepare(app: Celery) -> None:
             logger.info("Health is served at port %d.", server.port)
 
     def on_ready(sender: Any, **_: Any) -> None:
-        if sender.app is app and not known.settings.isolated:
-            KeeperWatch(known.ledger).start()
+        process = known.process
+        if sender.app is app and process is not None and not known.settings.isolated:
+            KeeperWatch(known.ledger, is_over=lambda: process.drain.is_over).start()
 
     def on_child(**_: Any) -> None:
         process = known.process

@@ -23,7 +23,7 @@ class Ringer:
 
     def __init__(self, doorbells: Doorbells) -> None:
         self._doorbells = doorbells
-        self._rings: queue.SimpleQueue[Sequence[Ring]] = queue.SimpleQueue()
+        self._rings: queue.SimpleQueue[Sequence[Ring] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="ringer", daemon=True)
 
     def start(self) -> None:
@@ -35,12 +35,16 @@ class Ringer:
         if rings:
             self._rings.put(rings)
 
+    def stop(self) -> None:
+        """Push what was handed over, then close the doorbells and end."""
+        self._rings.put(None)
+
     def _run(self) -> None:
-        while True:
-            rings = self._rings.get()
+        while (rings := self._rings.get()) is not None:
             try:
                 self._doorbells.ring(rings)
             except BrokerUnavailable as exc:
                 logger.warning("%d doorbells are late: %s", len(rings), exc)
             except Exception:
                 logger.exception("%d doorbells are late", len(rings))
+        self._doorbells.close()
