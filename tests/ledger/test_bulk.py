@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import nullcontext
+
 import pytest
 
 from tests.ledger import given
 from tests.ledger.depth import fill_ended
 from tests.ledger.plans import _nodes, watched
+from worker.client import Client
+from worker.errors import Conflict
 from worker.jobs.states import State
 from worker.ledger import bulk
 from worker.ledger.database import Ledger
+from worker.settings import Settings
 
 JOBS, WINDOW = 3000, 100
 
@@ -43,3 +49,17 @@ def test_a_page_reads_no_more_than_a_window(
 def test_no_age_is_too_great_to_ask_for(ledger: Ledger, seconds: float) -> None:
     given.enqueued(ledger, "a")
     assert bulk.count(ledger, bulk.Selection((State.QUEUED,), older_than=seconds)) == {}
+
+
+@pytest.mark.parametrize("state", list(State))
+def test_only_what_may_be_is_cancelled_or_replayed(settings: Settings, state: State) -> None:
+    selection = bulk.Selection((state,))
+    with Client(settings) as client:
+        asked: list[tuple[Callable[[], object], tuple[State, ...]]] = [
+            (lambda: client.cancel_many(selection), bulk.OPEN),
+            (lambda: client.replay_many(selection), bulk.ENDED_BADLY),
+            (lambda: client.count_selected(selection), bulk.OPEN + bulk.ENDED_BADLY),
+        ]
+        for ask, allowed in asked:
+            with nullcontext() if state in allowed else pytest.raises(Conflict, match=str(state)):
+                ask()

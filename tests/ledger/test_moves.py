@@ -12,6 +12,7 @@ from tests.ledger import given
 from worker.errors import LedgerError
 from worker.jobs.job import Ended, Fence, Finish
 from worker.jobs.states import MOVES, State, may_move
+from worker.ledger.bulk import cancel_batch, replay_batch
 from worker.ledger.change import cancel, forget, replay
 from worker.ledger.claim import claim, claim_suspects
 from worker.ledger.database import Ledger
@@ -97,6 +98,8 @@ STATEMENTS: dict[str, Statement] = {
     "end unreplaced": when_unreplaced,
     "enqueue after all": when_never_enqueued,
     "enqueue after all, for later": when_awaited_for_later,
+    "cancel many": lambda ledger, fence: cancel_batch(ledger, [JOB], list(State), "not wanted"),
+    "replay many": lambda ledger, fence: replay_batch(ledger, [JOB], list(State)),
     "forget": lambda ledger, fence: forget(ledger, JOB),
 }
 

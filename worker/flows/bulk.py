@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from worker.broker.doorbells import Doorbells
 from worker.flows.ring import Ringing
-from worker.ledger.bulk import Selection, cancel_batch, replay_batch, selected
+from worker.ledger.bulk import ENDED_BADLY, OPEN, Selection, cancel_batch, replay_batch, selected
 from worker.ledger.database import Ledger
 
 
@@ -27,8 +27,10 @@ def cancel_many(
         progress: told after each batch how many are cancelled until then.
 
     Raises:
+        Conflict: it names a state that cannot be cancelled.
         Unavailable: Postgres is away; what was cancelled until then stays so.
     """
+    selection.check(OPEN, "cancelled")
     done = 0
     for state, ids in selected(ledger, selection):
         done += cancel_batch(ledger, ids, [state], reason)
@@ -52,8 +54,10 @@ def replay_many(
         progress: told after each batch how many are queued until then.
 
     Raises:
+        Conflict: it names a state that cannot be replayed.
         Unavailable: Postgres is away; what was queued until then runs.
     """
+    selection.check(ENDED_BADLY, "replayed")
     done = 0
     with Ringing(doorbells) as ringing:
         for state, ids in selected(ledger, selection):

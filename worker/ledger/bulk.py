@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final
 
 from sqlalchemy import Connection, text
 
+from worker.errors import Conflict
 from worker.jobs.job import Ring
 from worker.jobs.states import State
 from worker.ledger.continuations import carry_on
@@ -75,6 +76,7 @@ _CANCEL = text("""
     WITH locked AS MATERIALIZED (
         SELECT id, state AS was, lease AS held_by FROM ledger.jobs
         WHERE id = ANY(CAST(:ids AS text[])) AND state = ANY(CAST(:states AS text[]))
+              AND state IN ('scheduled', 'queued', 'running')
         ORDER BY id FOR UPDATE
     ), moved AS (
         UPDATE ledger.jobs
@@ -95,7 +97,7 @@ _REPLAY = text("""
     WITH locked AS MATERIALIZED (
         SELECT id FROM ledger.jobs
         WHERE id = ANY(CAST(:ids AS text[])) AND state = ANY(CAST(:states AS text[]))
-              AND list <> ''
+              AND state IN ('failed', 'cancelled') AND list <> ''
         ORDER BY id FOR UPDATE
     )
     UPDATE ledger.jobs
@@ -125,11 +127,28 @@ class Selection:
     older_than: float = 0.0
     parked: bool = True
 
+    def check(self, states: Collection[State], done: str) -> None:
+        """Make sure that it names nothing but `states`.
+
+        Args:
+            states: those that can be `done`.
+            done: what is to be done, as "cancelled".
+
+        Raises:
+            Conflict: it names another one.
+        """
+        for state in self.states:
+            if state not in states:
+                raise Conflict(
+                    f"Jobs that are {state} cannot be {done}; only {', '.join(states)} ones can."
+                )
+
 
 def count(ledger: Ledger, selection: Selection) -> dict[State, int]:
     """How many jobs of each state are meant now; states without any are left out.
 
     Raises:
+        Conflict: as `selected`.
         Unavailable: Postgres is away.
     """
     found: dict[State, int] = {}
@@ -144,8 +163,10 @@ def selected(ledger: Ledger, selection: Selection) -> Iterator[tuple[State, list
     What is created after the first step is not looked for: the walk ends, whatever comes.
 
     Raises:
+        Conflict: a state is none of `OPEN` and `ENDED_BADLY`.
         Unavailable: Postgres is away.
     """
+    selection.check(_WALKS, "selected")
     ((now,),) = ledger.rows(_NOW)
     try:
         until = now - timedelta(seconds=selection.older_than)
