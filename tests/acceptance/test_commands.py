@@ -166,6 +166,15 @@ def settings_password(client: Client) -> str:
     return str(urllib.parse.urlsplit(client.settings.redis_url.get_secret_value()).password)
 
 
+#: What `add_consumer` is told of queues that no worker here can serve, and the answer.
+_ODD_QUEUES: list[tuple[dict[str, Any], str]] = [
+    ({"queue": "f", "exchange": "f", "exchange_type": "fanout"}, "the fanout exchange 'f'"),
+    ({"queue": "h", "exchange": "h", "exchange_type": "headers"}, "the headers exchange 'h'"),
+    ({"queue": ""}, "A queue name must be a non-empty printable text"),
+    ({"queue": "o", "bindings": 5}, "These options make no queue: "),
+]
+
+
 def _controls(app: Celery, client: Client) -> None:
     add, control = app.tasks[_ADD], app.control
     done: set[str] = {"shutdown", "election"}  # Flower does the one, gossip is asked for the other
@@ -180,6 +189,9 @@ def _controls(app: Celery, client: Client) -> None:
     ok("add_consumer", queue="other")
     assert add.apply_async((3, 4), queue="other").get(timeout=30) == 7
     ok("cancel_consumer", queue="other")
+    for odd, said in _ODD_QUEUES:  # and the worker goes on
+        (refused,) = control.broadcast("add_consumer", odd, **WAIT)
+        assert said in refused[NAME]["error"], odd
     for command in ("enable_events", "disable_events", "enable_events", "heartbeat"):
         ok(command)
     ok("pool_grow", n=1)

@@ -16,16 +16,19 @@ from typing import Any, Final, TypeVar
 from celery.utils.collections import LimitedSet
 from celery.worker import control as stock
 from celery.worker import state as worker_state
+from kombu import Queue
 from kombu.pidbox import Mailbox, Node
 from kombu.utils.functional import maybe_list
 
 from worker.errors import LedgerError, LedgerUnavailable
 from worker.jobs.job import Job
+from worker.jobs.queues import checked_queue
 from worker.jobs.states import State
 from worker.ledger.bulk import OPEN, cancel_batch
 from worker.ledger.database import Ledger
 from worker.ledger.waiting import ended, next_due, scheduled, stamped
 from worker.runtime.install import durability_of
+from worker.runtime.routes import refuse_unserved
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -129,12 +132,39 @@ def _revoke_by_stamped_headers(state: Any, headers: Any, terminate: Any = False,
     return answer
 
 
+def _add_consumer(state: Any, queue: Any, **options: Any) -> Any:
+    """Consume from one more queue, unless no worker could: Celery makes the queue later, in the
+    event loop, and what it raises there ends the worker."""
+    try:
+        checked_queue(queue)
+        queues = state.app.amqp.queues
+        refuse_unserved([queues[queue] if queue in queues else _described(queue, **options)])
+        return stock.add_consumer(state, queue, **options)
+    except LedgerError as exc:
+        return stock.nok(str(exc))
+    except Exception as exc:  # whatever these options make kombu and Celery raise
+        return stock.nok(f"These options make no queue: {type(exc).__name__}: {exc}.")
+
+
+def _described(
+    queue: str,
+    exchange: Any = None,
+    exchange_type: Any = None,
+    routing_key: Any = None,
+    **options: Any,
+) -> Queue:
+    """The kombu queue that Celery would make of the command's options."""
+    named = {"exchange": exchange or queue, "exchange_type": exchange_type or "direct"}
+    return Queue.from_dict(queue, routing_key=routing_key or queue, **named, **options)
+
+
 def _list_revoked(state: Any, **_: Any) -> list[str]:
     """Ids that were revoked while this worker ran."""
     return list(dict.fromkeys([*worker_state.revoked, *_revoked]))
 
 
 _OURS: Final[dict[str, Callable[..., Any]]] = {
+    "add_consumer": _add_consumer,
     "scheduled": _scheduled,
     "dump_schedule": _scheduled,
     "query_task": _query_task,
