@@ -141,7 +141,10 @@ def put_off(ledger: Ledger, ids: Sequence[str], tasks: Collection[str]) -> list[
         ).all()
         if not found:
             return []
-        near = tuple(row.task for row in connection.execute(_KNOWN_TASKS))
+        near: tuple[str, ...] = ()
+        # Where two apps share a queue this is asked again and again, and no name is looked for.
+        if not all(row.served for row in found):
+            near = tuple(row.task for row in connection.execute(_KNOWN_TASKS))
         until = time.monotonic() + HINTING
         told = [
             PutOff(row.task, row.served, _why(row.task, row.served, near, until)) for row in found

@@ -28,7 +28,7 @@ _LATE = """
 # right after an outage of Postgres everybody's is. A process that runs one job truly alone has no
 # place for another one, and one that consumes other queues has none for these jobs: only who
 # consumes every queue that something waits in, and knows its task, counts. This worker looks at the
-# tasks that it knows.
+# tasks that it knows. While nothing waits, as nearly always, nobody's list of tasks is read.
 _WANTED = text(f"""
     WITH seen AS MATERIALIZED (
         SELECT lease, pod, isolated, slots, queues, tasks,
@@ -48,12 +48,14 @@ _WANTED = text(f"""
           AND EXISTS (SELECT FROM seen WHERE lease = :lease AND NOT overdue)
           AND ((SELECT tasks FROM mine) IS NULL OR jobs.task IN (SELECT unnest(tasks) FROM mine))
         LIMIT :most
+    ), lacking AS MATERIALIZED (
+        SELECT queue, task FROM waiting UNION SELECT queue, task FROM at_risk
     ), able AS MATERIALIZED (
         SELECT seen.* FROM seen
-        WHERE NOT overdue AND queues @> ARRAY(SELECT queue FROM waiting
-                                              UNION SELECT queue FROM at_risk)
-          AND (tasks IS NULL OR tasks @> ARRAY(SELECT task FROM waiting
-                                               UNION SELECT task FROM at_risk))
+        WHERE NOT overdue
+          AND (NOT EXISTS (SELECT FROM lacking)
+               OR queues @> ARRAY(SELECT queue FROM lacking)
+                  AND (tasks IS NULL OR tasks @> ARRAY(SELECT task FROM lacking)))
     ), places AS MATERIALIZED (
         SELECT able.slots, held.jobs AS held, held.alone
         FROM able CROSS JOIN LATERAL (
