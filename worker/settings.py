@@ -165,7 +165,7 @@ class Settings(BaseSettings):
     )
     isolated: str | None = Field(
         default=None,
-        pattern=r"^[1-9]\d*:[\w-]+$",  # the pid of that worker, and the pod of the two
+        pattern=r"^[1-9]\d*:[\w-]+(:\d+)?$",  # see `worker.runtime.tether.Origin`
         description="set by a worker for the process that it starts to run suspects alone",
     )
 

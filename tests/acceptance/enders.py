@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+import time
 from typing import Any
 
 from celery import shared_task, signals
@@ -15,6 +18,13 @@ __all__ = ["hold"]
 @shared_task(name="end.received")
 def when_received(log: str) -> None:
     """Its handler of `task_received` ends the worker."""
+
+
+@shared_task(name="end.parent")
+def end_parent() -> None:
+    """Send the process that started this one what an operator would."""
+    os.kill(os.getppid(), signal.SIGTERM)
+    time.sleep(60)
 
 
 @signals.task_received.connect

@@ -3,14 +3,34 @@ nobody. Rule 31."""
 
 from __future__ import annotations
 
+from contextlib import closing
+
 from tests.acceptance.conftest import Service
 from worker.jobs.states import State
+from worker.ledger.database import Ledger
 
 TASKS = {
     "WORKER_TASKS": "tests.acceptance.enders",
     "WORKER_DRAIN_SECONDS": "1",
     "WORKER_LOST_LIMIT": "2",
 }
+
+
+def test_who_ends_the_process_for_suspects_by_a_signal_is_condemned(service: Service) -> None:
+    # Given a job that was running at several shutdowns, and is a suspect for that
+    service.keeper(**TASKS)
+    job_id = service.enqueue("end.parent")
+    with closing(Ledger.of(service.settings, "test", connections=1)) as ledger:
+        ledger.execute("UPDATE ledger.jobs SET suspicion = 1")
+    # When a worker's process for suspects runs it, to which it sends a signal as an operator would
+    worker = service.worker("threads", 2, **TASKS)
+
+    # Then it is poison, and its worker goes on
+    job = service.ended(job_id, 60)
+    assert (job.state, job.lost) == (State.FAILED, 2)
+    assert {attempt.outcome for attempt in job.attempts} == {"lost"}
+    assert worker.exit_code is None
+    assert "has not asked this process for suspects to end" in worker.output
 
 
 def test_who_ends_worker_after_worker_is_condemned(service: Service) -> None:

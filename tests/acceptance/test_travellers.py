@@ -63,8 +63,14 @@ def test_whatever_a_task_ends_with_its_worker_goes_on(service: Service, pool: st
     assert service.client.job(signalled).state is FAILED
     assert all(service.client.job(job_id).lost == 0 for job_id in every)
 
-    # And the worker is the same one, and drains
+    # And the worker is the same one
     assert worker.exit_code is None
     assert "Unrecoverable" not in worker.output
     assert "outside of the job" not in worker.output
-    assert worker.terminate() == 0
+
+    # When one asks its worker to shut down, then it has failed, and will end no other worker. In a
+    # child it reaches no worker, which drains when asked.
+    job = service.ended(service.enqueue("travel.shutdown"))
+    assert (job.state, job.attempt) == (FAILED, 1)
+    assert (job.error or "").startswith("WorkerShutdown")
+    assert worker.wait() == 1 if pool == "threads" else worker.terminate() == 0

@@ -15,6 +15,7 @@ from enum import Enum, auto
 from worker.jobs.job import Fence, Finish, NewJob
 from worker.jobs.queues import list_of
 from worker.jobs.states import State
+from worker.ledger.interrupted import MOST as INTERRUPTIONS
 
 LISTS = [list_of("celery", 0), list_of("celery", 9)]
 #: The suspicion at which a job runs truly alone.
@@ -69,6 +70,8 @@ class Known:
     ended: dict[int, str] = field(default_factory=dict)
     #: Attempts that leave none: those postponed, and the success.
     unnoted: set[int] = field(default_factory=set)
+    #: Noted attempts in a row, up to the last one, that a worker's shutdown interrupted.
+    interrupted: int = 0
 
     @property
     def never_ran(self) -> bool:
@@ -187,6 +190,7 @@ class Model:
             job.unnoted.add(job.attempt)
         else:
             job.ended[job.attempt] = outcome
+            job.interrupted = 0
 
     def rescue(self, accuse: bool) -> tuple[int, set[str], set[str]]:
         """How many leases were ended, ids that are queued, and ids that are poison."""
@@ -238,8 +242,13 @@ class Model:
         self.leases[lease].lives = Lives.GONE
         given_back = self.held_by(lease)
         for one in given_back:
-            self._note(self.jobs[one], "released")
-            self.jobs[one].queue()
+            job = self.jobs[one]
+            earlier = job.interrupted
+            self._note(job, "released")
+            job.interrupted = earlier + 1
+            if job.interrupted >= INTERRUPTIONS:
+                job.suspicion = max(job.suspicion, 1)
+            job.queue()
         return given_back
 
     def cancel(self, job_id: str, running: bool) -> bool:

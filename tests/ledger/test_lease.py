@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 from tests.ledger import given
+from worker.jobs.job import Finish
 from worker.jobs.states import State
 from worker.ledger.claim import claim
 from worker.ledger.database import Ledger
 from worker.ledger.finish import finish
+from worker.ledger.interrupted import INTERRUPTED, MOST
 from worker.ledger.lease import close_lease, forfeit_lease, held, renew
 from worker.ledger.rescue import rescue
+
+ALL = {"guilty", "unstarted", "retried"}
 
 
 def test_a_lease_id_is_never_used_again(ledger: Ledger) -> None:
@@ -69,6 +73,44 @@ def test_closing_gives_everything_back_and_counts_no_crash(ledger: Ledger) -> No
     assert given.state_of(ledger, "elsewhere") is State.RUNNING
     assert not renew(ledger, lease, 60)
     assert len(claim(ledger, given.lease(ledger), ["a", "b"])) == 2
+
+
+def test_who_runs_at_each_of_several_shutdowns_is_a_suspect(ledger: Ledger) -> None:
+    # Given a job that is running whenever its worker shuts down, between two of them in a child
+    # that dies meanwhile; beside it, one that was not started once, and one that asked for a retry
+    given.enqueued(ledger, "guilty", "unstarted", "retried")
+    for number in range(1, MOST + 1):
+        lease = given.lease(ledger)
+        claims = {one.fence.id: one.fence for one in claim(ledger, lease, list(ALL))}
+        assert claims.keys() == ALL
+        ends = {
+            2: Finish(claims["guilty"], State.QUEUED, "released", error=f"{INTERRUPTED}: died"),
+            3: Finish(claims["unstarted"], State.QUEUED, "released", error="the worker shut down"),
+            4: Finish(claims["retried"], State.QUEUED, "retried"),
+        }
+        finish(ledger, [ends[number]] if number in ends else [])
+        close_lease(ledger, lease)
+        # Then it is a suspect after the last of them, which no ordinary claim takes
+        guilty = given.job_of(ledger, "guilty")
+        assert (guilty.state, guilty.lost, guilty.suspect) == (State.QUEUED, 0, number == MOST)
+
+    # And the others are not
+    assert not given.job_of(ledger, "unstarted").suspect
+    assert not given.job_of(ledger, "retried").suspect
+
+
+def test_the_last_of_several_interruptions_may_be_a_childs_death(ledger: Ledger) -> None:
+    given.enqueued(ledger, "a")
+    for _ in range(MOST - 1):
+        lease = given.lease(ledger)
+        claim(ledger, lease, ["a"])
+        close_lease(ledger, lease)
+    (last,) = claim(ledger, given.lease(ledger), ["a"])
+
+    done = finish(ledger, [Finish(last.fence, State.QUEUED, "released", error=f"{INTERRUPTED}: x")])
+
+    assert given.job_of(ledger, "a").suspect
+    assert done.rings == ()  # an isolated process asks for it
 
 
 def test_a_finish_after_closing_is_stale(ledger: Ledger) -> None:

@@ -27,10 +27,10 @@ from worker.runtime.isolation import (
     MOST,
     TURN,
     Isolation,
-    Origin,
     patience,
     pod_of,
 )
+from worker.runtime.tether import Origin, Tether
 from worker.settings import Settings
 
 
@@ -161,15 +161,38 @@ def test_an_isolated_process_knows_its_worker_and_is_gone_before_it_is_killed(
 ) -> None:
     worker = Watch(settings_for(drain_seconds=drain), ledger, 4)
 
-    made = worker._environment(3)
+    made = worker._environment(3, 9)
 
     origin = Origin.read(made["WORKER_ISOLATED"])
-    assert origin == Origin(os.getpid(), "pod") and str(origin) == made["WORKER_ISOLATED"]
+    assert origin == Origin(os.getpid(), "pod", 9) and str(origin) == made["WORKER_ISOLATED"]
     isolated = settings_for(isolated=made["WORKER_ISOLATED"])
     assert pod_of(isolated) == "pod" and isolated.pool == "prefork"
     assert made["WORKER_CONCURRENCY"] == "3"
     left = float(made["WORKER_DRAIN_SECONDS"])
     assert left == 0 or left + GONE < drain + ISOLATED_GONE
+
+
+@pytest.mark.parametrize(
+    ("asks", "parent", "expected"),
+    [("no", "ours", False), ("yes", "ours", True), ("no", "another", True), ("dies", "ours", True)],
+)
+def test_an_isolated_process_knows_who_asked_it_to_end(
+    settings_for: Callable[..., Settings], ledger: Ledger, asks: str, parent: str, expected: bool
+) -> None:
+    # Given the pipe of a worker that asks, is somebody else by now, or has died
+    tether = Tether()
+    pid = os.getppid() if parent == "ours" else os.getpid()
+    origin = Origin(pid, "pod", tether.theirs)
+    if asks == "yes":
+        tether.ask()
+    if asks == "dies":
+        os.close(tether._ours)
+    isolated = Watch(settings_for(isolated=str(origin)), ledger, 4)
+
+    # Then an end that it did not ask for is known
+    assert isolated.was_asked(0.01) is expected
+    assert Watch(settings_for(), ledger, 4).was_asked(0.01)  # an ordinary worker asks nobody
+    tether.close()
 
 
 def test_workers_with_the_same_host_and_pid_are_not_the_same_pod(settings: Settings) -> None:

@@ -19,6 +19,7 @@ from worker.ledger.database import Ledger
 from worker.ledger.ended import end_followers, insert_ended
 from worker.ledger.guards import RUNNING
 from worker.ledger.insert import insert
+from worker.ledger.interrupted import suspicion
 from worker.ledger.prepared import Prepared
 
 logger = logging.getLogger(__name__)
@@ -83,7 +84,7 @@ _FINISH = text(f"""
             lost = CASE WHEN i.outcome = 'lost' THEN jobs.lost + 1
                         WHEN i.outcome IN ('released', 'postponed') THEN jobs.lost ELSE 0 END,
             suspicion = CASE WHEN i.outcome IN ('lost', 'released', 'postponed')
-                             THEN jobs.suspicion ELSE 0 END,
+                             THEN {suspicion("i.error")} ELSE 0 END,
             finished_at = CASE WHEN i.state IN ('succeeded', 'failed', 'cancelled')
                                THEN clock_timestamp() END,
             run_at = CASE WHEN i.state <> 'scheduled' THEN jobs.run_at

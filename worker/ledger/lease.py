@@ -8,6 +8,7 @@ from collections.abc import Collection, Sequence
 from sqlalchemy import Connection, text
 
 from worker.ledger.database import Ledger
+from worker.ledger.interrupted import INTERRUPTED, suspicion
 from worker.ledger.strangers import recall
 
 _OPEN = text("""
@@ -60,21 +61,23 @@ _FORFEIT = text("""
       AND EXISTS (SELECT FROM ledger.jobs WHERE state = 'running' AND jobs.lease = :lease)
 """)
 
-_RELEASE_ALL = text("""
+# Whoever is running each time a worker shuts down runs alone from then on.
+_RELEASE_ALL = text(f"""
     WITH locked AS MATERIALIZED (
         SELECT id FROM ledger.jobs WHERE state = 'running' AND lease = :lease ORDER BY id FOR UPDATE
     ), moved AS (
         UPDATE ledger.jobs
         SET state = 'queued', dispatch_seq = nextval('ledger.dispatch_seq'),
-            dispatched_at = clock_timestamp(), rings = 1
+            dispatched_at = clock_timestamp(), rings = 1,
+            suspicion = {suspicion(f"'{INTERRUPTED}'")}
         FROM locked WHERE jobs.id = locked.id AND jobs.state = 'running' AND jobs.lease = :lease
         RETURNING jobs.id, jobs.attempt, jobs.lease, jobs.worker, jobs.started_at
     )
     INSERT INTO ledger.attempts (job_id, number, outcome, lease, worker, started_at, error)
-    SELECT id, attempt, 'released', lease, worker, started_at, 'the worker shut down' FROM moved
+    SELECT id, attempt, 'released', lease, worker, started_at, '{INTERRUPTED}' FROM moved
     ON CONFLICT DO NOTHING
     RETURNING job_id
-""")
+""")  # noqa: S608 -- constants of the ledger
 
 
 def open_lease(

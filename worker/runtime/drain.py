@@ -38,6 +38,8 @@ GONE = 3.75
 EXIT_SECONDS = 2.0
 #: Seconds after which a job that the pool has not started is taken to be cancelled by it.
 UNSTARTED_SECONDS = 1.0
+#: Seconds that an isolated process waits for its worker's word that it is to end.
+ASKED_SECONDS = 0.3
 #: Seconds that killed children are given to be dead; only what hangs in the kernel takes longer.
 DEAD_SECONDS = 0.5
 
@@ -138,6 +140,8 @@ class Drain:
             )
         if not idle:
             self._kill_children()
+        if not idle and not process.isolation.was_asked(ASKED_SECONDS):
+            self.blame("its worker goes on and has not asked this process for suspects to end")
         # Its job is given back by itself; were it killed with us, the job would count as lost.
         process.isolation.join(self._left(ISOLATED_GONE))
         self._closing.set()

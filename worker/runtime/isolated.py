@@ -15,7 +15,8 @@ from typing import Any
 from celery.apps import worker as celery_worker
 
 from worker.errors import ConfigurationError, LedgerError
-from worker.runtime.isolation import FEWEST, Origin
+from worker.runtime.isolation import FEWEST
+from worker.runtime.tether import Origin
 from worker.settings import Settings, environment_with, variable_of
 
 _PR_SET_PDEATHSIG = 1

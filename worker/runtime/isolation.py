@@ -11,7 +11,6 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from celery.worker import state as worker_state
 
@@ -21,6 +20,7 @@ from worker.ledger.suspects import Wanted, has_place, wanted
 from worker.runtime.claims import Claims
 from worker.runtime.drain import GONE, ISOLATED_GONE
 from worker.runtime.launch import Launch
+from worker.runtime.tether import Origin, Tether
 from worker.settings import Settings, environment_with, variable_of
 
 logger = logging.getLogger(__name__)
@@ -45,29 +45,6 @@ LINGER = 20.0
 #: Seconds until the next try after a process that ended before it held a lease, doubling up to
 #: the second: whatever keeps it from starting is seldom over soon.
 FAILED_PAUSE, LONGEST_PAUSE = 5.0, 300.0
-
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """What `WORKER_ISOLATED` says of the worker that started this process.
-
-    Attributes:
-        pid: the worker's. Not `getppid`, which is somebody else's when the worker has died already.
-        pod: what the two have in common. Not a host and a pid, which need not be unique: in a
-            container every worker may have pid 1, and its restart has its forerunner's name.
-    """
-
-    pid: int
-    pod: str
-
-    @classmethod
-    def read(cls, isolated: str) -> Origin:
-        """The origin in the value of the setting."""
-        pid, _, pod = isolated.partition(":")
-        return cls(int(pid), pod)
-
-    def __str__(self) -> str:
-        return f"{self.pid}:{self.pod}"
 
 
 class Isolation:
@@ -103,6 +80,7 @@ class Isolation:
         self._stop = threading.Event()
         self._spawning = threading.Lock()
         self._child: subprocess.Popen[bytes] | None = None
+        self._tether: Tether | None = None
         self._looks = 0
         self._is_up = False  # whether the child was seen to hold a lease
         self._pause, self._not_before = 0.0, 0.0
@@ -119,6 +97,8 @@ class Isolation:
         self._stop.set()
         with self._spawning:
             if self._child is not None and self._child.poll() is None:
+                if self._tether is not None:
+                    self._tether.ask()
                 self._child.send_signal(signal.SIGQUIT if at_once else signal.SIGTERM)
 
     def join(self, seconds: float) -> None:
@@ -130,6 +110,13 @@ class Isolation:
         except subprocess.TimeoutExpired:
             self._child.kill()
             self._child.wait()
+
+    def was_asked(self, seconds: float) -> bool:
+        """Whether this process ends because somebody asked: always, but in an isolated process
+        whose worker has not asked it to within `seconds`. Then one of its jobs ends it."""
+        if not self._settings.isolated:
+            return True
+        return Origin.read(self._settings.isolated).has_asked(seconds)
 
     def _watch(self) -> None:
         while not self._stop.wait(LOOK * random.uniform(0.7, 1.3)):  # noqa: S311 -- jitter
@@ -164,6 +151,9 @@ class Isolation:
         if self._child is None:
             return
         code, self._child = self._child.returncode, None
+        if self._tether is not None:
+            self._tether.close()
+            self._tether = None
         if self._is_up or not code:
             self._pause = 0.0
             return
@@ -193,18 +183,23 @@ class Isolation:
         self._is_up = False
         with self._spawning:
             if not self._stop.is_set():
+                self._tether = Tether()
                 self._child = subprocess.Popen(
                     launch.argv,
                     cwd=launch.cwd,
-                    env={**self._environment(children), **launch.variables},
+                    env={
+                        **self._environment(children, self._tether.theirs),
+                        **launch.variables,
+                    },
+                    pass_fds=(self._tether.theirs,),
                 )
 
-    def _environment(self, children: int) -> dict[str, str]:
+    def _environment(self, children: int, pipe: int) -> dict[str, str]:
         """What makes of this worker's command an isolated process with so many children."""
         drain = max(0.0, self._settings.drain_seconds - EARLIER)
         return environment_with(
             **{
-                variable_of("isolated"): str(Origin(os.getpid(), self._pod)),
+                variable_of("isolated"): str(Origin(os.getpid(), self._pod, pipe)),
                 variable_of("concurrency"): str(children),
                 variable_of("drain_seconds"): str(drain),
             }

@@ -19,12 +19,13 @@ from worker.jobs.job import Claim, Fence, Finish, Ring
 from worker.jobs.states import State
 from worker.ledger.catalogue import publish
 from worker.ledger.database import Ledger
+from worker.ledger.interrupted import INTERRUPTED
 from worker.ledger.migrate import check_schema
 from worker.ledger.start import Start
 from worker.ledger.writer import Writer
 from worker.runtime.claims import ANY, Claims, Entry, Phase
 from worker.runtime.clock import LeaseClock, share
-from worker.runtime.drain import Drain
+from worker.runtime.drain import ASKED_SECONDS, Drain
 from worker.runtime.fetch import DoorbellSource, Fetcher, Source
 from worker.runtime.health import Health
 from worker.runtime.install import durability_of
@@ -137,8 +138,8 @@ class Process:
         signal to the whole group.
         """
         fence: Fence = request.fence
-        if self.drain.is_draining:
-            self.give_back(fence, f"the worker shut down: {error}")
+        if self.drain.is_draining and self.isolation.was_asked(ASKED_SECONDS):
+            self.give_back(fence, f"{INTERRUPTED}: {error}")
             return
         if request.lost + 1 < self.settings.lost_limit:
             self.finish(Finish(fence, State.QUEUED, "lost", error=error))

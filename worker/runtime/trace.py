@@ -61,9 +61,11 @@ def run_claimed(
             if not execution.is_decided:
                 _decide(execution, value)
         except (WorkerShutdown, WorkerTerminate) as exc:
+            # Its worker ends as it asked, and the job with it: run again, it would end each
+            # worker in turn.
             failed, value, runtime = 1, exc, None
             execution.retry = None
-            execution.give_back("the task asked its worker to shut down")
+            execution.fail(None, None, describe(exc), traceback_of(exc))
             worker_state.should_stop = exit_code(exc.code)
         except BaseException as exc:
             if terminate_handler_fired():
