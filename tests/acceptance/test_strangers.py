@@ -19,6 +19,14 @@ app = durable(Celery("shop"))
 @app.task
 def order(number):
     return number
+
+
+@app.task
+def learn(name):
+    def known():
+        return name
+
+    app.task(name=name)(known)
 """
 #: Jobs of a task that nobody knows.
 MANY = 1000
@@ -47,6 +55,10 @@ def test_jobs_of_an_app_end_soon_beside_two_workers_that_do_not_know_it(service:
     ids = [job.id for job in orders]
     assert service.all_ended(ids, 20) == {State.SUCCEEDED: 30}
     assert {service.client.job(job_id).attempt for job_id in ids} == {1}
+    # So does what that worker learns while it runs, and what has waited for it
+    late, learn = new_job("shop.late"), new_job("shop.learn", ["shop.late"])
+    enqueue(service.client.ledger, service.client.doorbells, [late, learn])
+    assert service.all_ended([late.id, learn.id], 30) == {State.SUCCEEDED: 2}
     # And the others wait, said once by each worker, with the name that was meant
     again = service.client.job(jobs[-1].id)
     assert (again.state.is_final, again.attempt) == (False, 0)

@@ -417,6 +417,26 @@ def test_a_long_chain_ends_in_parts(ledger: Ledger, monkeypatch: pytest.MonkeyPa
     assert len(read_list(ledger, state=State.CANCELLED, limit=100)) == 51
 
 
+def test_a_long_chains_steps_repeat_a_large_exception_and_traceback_within_a_bound(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ended_module, "REPEATED", 100_000)
+    steps = [step(f"s{number:03}") for number in range(100)]
+    fence = running(ledger, first("a", {"chain": steps}))
+
+    long = {"result": b"r" * 5000, "result_type": "json", "traceback": "T" * 5000}
+    finish(ledger, [given.failure(fence, error="ValueError: r", **long)])
+
+    # The chain's last step, which its sender holds, has all; the others say why, and have some.
+    rows = {f"s{number:03}": given.job_of(ledger, f"s{number:03}") for number in range(100)}
+    last, middle = rows["s000"], rows["s050"]
+    assert (last.result, last.result_type, last.traceback) == tuple(long.values())
+    assert (middle.result, middle.result_type) == (None, None)
+    assert middle.error == "job a, which it was to follow, failed: ValueError: r"
+    assert {row.state for row in rows.values()} == {State.FAILED}
+    assert 100 * 900 < sum(len(row.traceback or "") for row in rows.values()) < 130_000
+
+
 def test_of_two_ends_of_one_job_the_first_counts(ledger: Ledger) -> None:
     two = [Ended("x", "tests.x", state, b"1") for state in (State.SUCCEEDED, State.FAILED)]
 

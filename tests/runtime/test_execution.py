@@ -42,6 +42,20 @@ def test_a_failure_drops_what_a_success_had_published() -> None:
     assert (end.state, len(end.outbox), len(end.ended)) == (State.FAILED, 1, 1)
 
 
+def test_what_many_later_steps_share_is_held_once() -> None:
+    execution = Execution(FENCE)
+    for number in range(3):  # each step's exception is encoded anew
+        result, told = bytes([1]) * 5000, "".join(["Trace"] * 1000)
+        execution.note_ended(
+            Ended(f"step {number}", "test.add", State.FAILED, result, "json", None, told)
+        )
+    first, *others = execution.ended
+    assert [one.id for one in others] == ["step 1", "step 2"]
+    for other in others:
+        assert other.result is first.result
+        assert other.traceback is first.traceback
+
+
 def test_a_retry_wins_over_a_later_return_and_keeps_its_reason() -> None:
     execution = Execution(FENCE)
     execution.retry = _job(delay=3.0)

@@ -280,6 +280,17 @@ def test_a_job_is_not_started_past_its_lease(lease: str, until: Callable[[], flo
     assert started.finish is None
 
 
+def test_a_task_that_its_process_does_not_know_is_put_off_and_has_not_failed() -> None:
+    # As in a child of prefork, when the worker has learned the task after it was started.
+    clock = LeaseClock()
+    share(clock)
+    clock.extend("lease-1", now() + 60)
+    ended = run_claimed(clock, Fence("job", 3, "lease-1"), "no.such", {}, b"", None, None).finish
+    assert ended is not None
+    assert (ended.state, ended.outcome, ended.delay) == (State.SCHEDULED, "released", 4.0)
+    assert "'no.such' was registered after this process" in str(ended.error)
+
+
 def test_the_deadline_counts_from_when_the_renewal_was_sent(holder: Holder) -> None:
     sent = now()
     holder.lease._renew()

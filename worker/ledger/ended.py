@@ -6,6 +6,7 @@ Below `worker.ledger.insert`, which ends what was to follow a message that it dr
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import Connection, text
@@ -18,6 +19,11 @@ from worker.ledger.batches import batches
 
 #: Rows of one statement.
 BATCH = 500
+#: Bytes, about, of exceptions and tracebacks that jobs which end together may repeat: each later
+#: step of a chain has those of the step that failed.
+REPEATED = 8 << 20
+#: The least that each of them keeps of the traceback, in characters.
+SHORT = 200
 
 # Most jobs have nothing that follows them, and say so in the last bytes of their body: of those no
 # row is read. The state is asked again, because a job that is no longer final has no end. Of the
@@ -80,7 +86,7 @@ def insert_ended(connection: Connection, ended: Sequence[Ended]) -> None:
     while ended:
         reasons = {job.id: job for job in reversed(ended)}  # of two for one job, the first
         awaited = []
-        in_order = sorted(reasons.values(), key=lambda job: job.id)
+        in_order = sorted(_bounded(list(reasons.values())), key=lambda job: job.id)
         for part in batches(in_order, BATCH, _size_of):
             columns = {name: literal([getattr(job, name) for job in part]) for name in _FIELDS}
             inserted = connection.execute(_INSERT_ENDED, columns)
@@ -139,6 +145,25 @@ def _job(row: Any) -> FinalJob:
         traceback=row.traceback,
         root_id=row.root_id,
     )
+
+
+def _bounded(ended: list[Ended]) -> list[Ended]:
+    """`ended`; where it repeats too much, only the first and the last, one of which is the chain's
+    last step, keep all of it. The others keep the reason and as much as is left for each."""
+    if sum(map(_size_of, ended)) <= REPEATED:
+        return ended
+    share = max(SHORT, REPEATED // len(ended))
+    return [ended[0], *(_shortened(job, share) for job in ended[1:-1]), *ended[1:][-1:]]
+
+
+def _shortened(job: Ended, share: int) -> Ended:
+    traceback = job.traceback
+    if traceback is not None and len(traceback) > share:
+        half = share // 2
+        traceback = f"{traceback[:half]}\n… cut …\n{traceback[-half:]}"
+    if len(job.result or b"") > share:
+        return replace(job, result=None, result_type=None, traceback=traceback)
+    return replace(job, traceback=traceback)
 
 
 def _size_of(job: Ended) -> int:

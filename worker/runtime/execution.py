@@ -158,6 +158,16 @@ class Execution:
         ended = self._end is not None or (self.retry is not None and self._retry_error is not None)
         return ended and self.committed is None and not self.is_stale
 
+    def note_ended(self, ended: Ended) -> None:
+        """Another job ends with this one: a later step of its chain, say, of which each has the
+        same exception and traceback. They are held once, however many steps there are."""
+        before = self.ended[-1] if self.ended else None
+        if before is not None and before.result == ended.result:
+            ended = replace(ended, result=before.result)
+        if before is not None and before.traceback == ended.traceback:
+            ended = replace(ended, traceback=before.traceback)
+        self.ended.append(ended)
+
     def commit(self, rings: tuple[Ring, ...]) -> None:
         """The end is in the ledger: whatever the handlers do, it stands.
 

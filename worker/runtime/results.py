@@ -256,7 +256,7 @@ class LedgerBackend(LedgerReader):
             return
         execution = current()
         if execution is not None and execution.ending:
-            execution.ended.append(ended)
+            execution.note_ended(ended)
             return
         self._ledger.run(lambda connection: insert_ended(connection, [ended]))
 

@@ -31,6 +31,9 @@ logger = logging.getLogger(__name__)
 #: The exit code of a child that was terminated while it ran a job.
 TERMINATED = 143
 
+#: Longest wait, in seconds, before a job whose task this process does not know is tried again.
+NOT_HERE_CAP = 60.0
+
 #: What `Task.on_replace` of Celery 5.7 raises `Ignore` with; a contract test pins it.
 REPLACED = "Replaced by new task"
 
@@ -55,11 +58,16 @@ def run_claimed(
     )
     with running(fence) as execution:
         try:
+            if not _is_ready(app, task, request):
+                raise _NotHere(task)
             failed, value, runtime = tracer(
                 task, fence.id, request, body, content_type, content_encoding, app=app
             )
             if not execution.is_decided:
                 _decide(execution, value)
+        except _NotHere as exc:
+            failed, value, runtime = 1, exc, None
+            execution.give_back(str(exc), _pause(fence))
         except (WorkerShutdown, WorkerTerminate) as exc:
             # Its worker ends as it asked, and the job with it: run again, it would end each
             # worker in turn.
@@ -82,6 +90,34 @@ def run_claimed(
     if terminate_handler_fired() and end.state is not State.SUCCEEDED:
         raise SystemExit(TERMINATED)  # it failed because it was being terminated
     return traced(failed, value, runtime, end)
+
+
+class _NotHere(Exception):
+    """The worker has learned the task since it started this process."""
+
+    def __init__(self, task: str) -> None:
+        super().__init__(
+            f"the task {task!r} was registered after this process of the worker was started;"
+            " restart the worker, or register the task where the app is made"
+        )
+
+
+def _is_ready(app: Any, name: str, request: dict[str, Any]) -> bool:
+    """Whether this process knows the task. Celery makes those ready that it finds when the worker
+    starts; one that was registered since is made ready here, the same way."""
+    task = app.tasks.get(name)
+    if task is None:
+        return False
+    if task.__trace__ is None:
+        task.__trace__ = celery_trace.build_tracer(
+            name, task, app.loader, request.get("hostname"), app=app
+        )
+    return True
+
+
+def _pause(fence: Fence) -> float:
+    """Seconds until another process of the worker, or another worker, may have the task."""
+    return min(NOT_HERE_CAP, 0.5 * 2 ** min(fence.attempt, 10))
 
 
 def _decide(execution: Execution, value: Any) -> None:
