@@ -217,3 +217,11 @@ def test_what_postgres_refuses_is_the_operators(
         assert said.code == 2, command
         assert "Postgres refuses what DATABASE_URL gives: " in said.out + said.err, command
         assert told in said.out + said.err
+
+
+def test_a_postgres_that_takes_no_writes_is_named(here: Command, database_url: str) -> None:
+    # As a standby that is reached by mistake.
+    options = "?options=-c%20default_transaction_read_only%3Don"
+    said = here("check", DATABASE_URL=f"{database_url}{options}")
+    assert said.code == 3
+    assert "✗ This Postgres takes no writes: it is a standby, or set read-only; let" in said.out

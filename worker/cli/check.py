@@ -19,7 +19,12 @@ from worker.cli.strays import says, strays
 from worker.errors import InvalidSettings, LedgerError
 from worker.flows.status import NO_KEEPER
 from worker.ledger.database import Ledger
-from worker.ledger.durability import durability_faults, mended, server_version, vouched_for
+from worker.ledger.durability import (
+    durability_faults,
+    mended,
+    server_version,
+    vouched_for,
+)
 from worker.ledger.migrate import check_schema, head, second_ledger
 from worker.ledger.status import keeper_leads
 from worker.settings import Settings

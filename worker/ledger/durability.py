@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from sqlalchemy import text
 
+from worker.errors import LedgerUnavailable
 from worker.ledger.database import Ledger
+from worker.ledger.faults import TAKES_NO_WRITES
 from worker.ledger.safety import JUDGED, faults_of, trusted
 
 _SHOW = text("SELECT name, setting FROM pg_settings WHERE name = ANY(CAST(:names AS text[]))")
 _MENDED = text("SELECT setting, reset_val FROM pg_settings WHERE name = 'synchronous_commit'")
+_READ_ONLY = text("SELECT current_setting('transaction_read_only') = 'on' AS is_so")
 _VERSION = text("SELECT current_setting('server_version_num')::int / 10000 AS version")
 
 
@@ -37,6 +40,17 @@ def vouched_for(ledger: Ledger) -> str | None:
     """A sentence on what is no fault only because the operator trusts the storage."""
     rows = ledger.rows(_SHOW, {"names": list(JUDGED)})
     return trusted({row.name: row.setting for row in rows})
+
+
+def require_writes(ledger: Ledger) -> None:
+    """Return if this Postgres takes writes.
+
+    Raises:
+        Unavailable: it is a standby, or set read-only; or it is away.
+    """
+    (row,) = ledger.rows(_READ_ONLY)
+    if row.is_so:
+        raise LedgerUnavailable(TAKES_NO_WRITES)
 
 
 def mended(ledger: Ledger) -> str | None:

@@ -50,6 +50,10 @@ _REFUSED_CLASSES = ("22", "23", "54")
 _UNDEFINED = ("42P01", "3F000")
 #: A write where none is taken: after a failover the connection leads to what is a standby now.
 READ_ONLY = "25006"
+TAKES_NO_WRITES = (
+    "This Postgres takes no writes: it is a standby, or set read-only; let DATABASE_URL name the"
+    " primary, or every host and target_session_attrs=read-write."
+)
 #: What Postgres could not do, though it is there: it took too long, for a timeout or whoever ended
 #: the statement, or a lock did; or it met a fault of its own, in the system below it or in itself
 #: (XX). A restart of ours would mend neither.
@@ -109,7 +113,7 @@ def _meaning(error: BaseException | None, is_lost: bool = False) -> Exception | 
     if state in CONCURRENT:
         return TryAgain("Postgres rolled the transaction back because of a concurrent one.")
     if state == READ_ONLY:
-        return ConnectionLost("This Postgres takes no writes: it is a standby, or set read-only.")
+        return ConnectionLost(TAKES_NO_WRITES)
     if is_lost or (not state and isinstance(error, psycopg2.InterfaceError)):
         return ConnectionLost("The connection to Postgres was lost; try again.")
     if state.startswith(_REFUSES_CLASSES) or (not state and _REFUSES.search(str(error))):

@@ -117,7 +117,7 @@ def _is_ready(app: Any, name: str, request: dict[str, Any]) -> bool:
 
 def _pause(fence: Fence) -> float:
     """Seconds until another process of the worker, or another worker, may have the task."""
-    return min(NOT_HERE_CAP, 0.5 * 2 ** min(fence.attempt, 10))
+    return min(NOT_HERE_CAP, 0.5 * 2.0 ** min(fence.attempt, 10))
 
 
 def _decide(execution: Execution, value: Any) -> None:
