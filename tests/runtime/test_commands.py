@@ -189,3 +189,18 @@ def test_an_errback_that_can_never_be_sent_is_no_job_without_end(app: Celery) ->
 
     assert ended.state == "FAILURE"
     assert isinstance(ended.result, InvalidRequest)
+
+
+def test_a_queue_that_is_deleted_if_it_is_empty_keeps_what_waits_for_its_time(
+    app: Celery, client: Client
+) -> None:
+    later = sent(app, countdown=600)
+    with app.connection_for_write() as connection:
+        queue = app.amqp.queues["celery"](connection.default_channel)
+        queue.declare()
+
+        queue.delete(if_empty=True)
+        assert states(client, [later]) == [State.SCHEDULED]
+
+        queue.delete()
+        assert states(client, [later]) == [State.CANCELLED]

@@ -38,7 +38,7 @@ PATIENT: Final = "ledger_patient"
 ADDRESS: Final = "ledger_address"
 
 #: Makes a job durable and says which doorbell to push: `None` for none now. Its `purge`, if it has
-#: one, cancels what waits in a queue and says how many jobs that were.
+#: one, cancels what waits in a queue and says how many jobs that were; its `holds`, whether any do.
 Writer = Callable[[NewJob], Ring | None]
 
 
@@ -181,12 +181,16 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc] # kombu is not typed
             _routing(options).unbind(queue, exchange)
         super().queue_unbind(queue, exchange, *args, **kw)
 
-    def queue_delete(self, queue: str, *args: Any, **kw: Any) -> None:
-        """Delete `queue`."""
+    def queue_delete(
+        self, queue: str, if_unused: bool = False, if_empty: bool = False, **kw: Any
+    ) -> None:
+        """Delete `queue`; with `if_empty` not while jobs wait in it, be it for their time."""
         options = self.connection.client.transport_options
+        if if_empty and hasattr(writer := options.get(WRITER), "holds") and writer.holds(queue):
+            return
         if WRITER in options:
             _routing(options).unbind(queue)
-        super().queue_delete(queue, *args, **kw)
+        super().queue_delete(queue, if_unused, if_empty, **kw)
 
     def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
         writer: Writer | None = self.connection.client.transport_options.get(WRITER)

@@ -23,7 +23,7 @@ from worker.runtime.configuration import (
 )
 from worker.runtime.handlers import EarlyEnds
 from worker.runtime.publish import Publisher
-from worker.runtime.purge import purge
+from worker.runtime.purge import holds, purge
 from worker.runtime.routes import routing_of
 from worker.settings import Settings
 
@@ -211,6 +211,10 @@ class _Writer:
     def purge(self, queue: str) -> int:
         """Cancel what waits in `queue`; how many jobs."""
         return purge(self.durability.ledger, queue)
+
+    def holds(self, queue: str) -> bool:
+        """Whether jobs wait in `queue`."""
+        return holds(self.durability.ledger, queue)
 
     def __json__(self) -> str:
         # `inspect stats` and Flower read a worker's transport options as JSON.

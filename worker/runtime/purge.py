@@ -6,7 +6,7 @@ from typing import Final
 
 from worker.flows.bulk import cancel_many
 from worker.jobs.states import State
-from worker.ledger.bulk import Selection
+from worker.ledger.bulk import Selection, selected
 from worker.ledger.database import Ledger
 
 #: What a purged job's error says.
@@ -21,5 +21,17 @@ def purge(ledger: Ledger, queue: str) -> int:
     Raises:
         Unavailable: Postgres is away; what was cancelled until then stays so.
     """
-    waiting = Selection((State.SCHEDULED, State.QUEUED), queue=queue, parked=False)
-    return cancel_many(ledger, waiting, REASON)
+    return cancel_many(ledger, _waiting_in(queue), REASON)
+
+
+def holds(ledger: Ledger, queue: str) -> bool:
+    """Whether a job waits in `queue`, for a worker or for its time.
+
+    Raises:
+        Unavailable: Postgres is away.
+    """
+    return any(ids for _, ids in selected(ledger, _waiting_in(queue)))
+
+
+def _waiting_in(queue: str) -> Selection:
+    return Selection((State.SCHEDULED, State.QUEUED), queue=queue, parked=False)
