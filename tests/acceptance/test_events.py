@@ -158,3 +158,46 @@ def test_the_last_events_of_a_worker_that_drains_are_heard(service: Service, ear
     service.open_gate()
     assert worker.wait(30) == 0
     service.until(lambda: "task-succeeded" in ear.of(job_id), what="its end is heard")
+
+
+@pytest.mark.parametrize("pool", ["threads", "prefork"])
+def test_of_a_running_job_that_is_cancelled_no_success_is_told(
+    service: Service, app: Celery, ear: Ear, pool: str
+) -> None:
+    # Given a job for each way to cancel what runs
+    name = "w@cancels"
+    service.worker(pool, 3, "-E", "-n", name)
+    hears_workers(service, ear)
+    ids = service.enqueue_many("test.hold", 3, service.log, service.gate)
+    service.running(ids)
+    revoked, told, cancelled = ids
+    # When it is cancelled so, and its code goes on to its end where the pool cannot end it
+    app.control.revoke(revoked, terminate=True)
+    arguments = {"signal": "SIGTERM", "task_id": told}
+    ((answer,),) = [
+        each.values()
+        for each in app.control.broadcast(
+            "terminate", arguments, reply=True, timeout=20, limit=1, destination=[name]
+        )
+    ]
+    assert "ok" in answer
+    service.client.cancel(cancelled, "not wanted")
+    service.until(lambda: service.client.job(told).state is State.CANCELLED, what="it is cancelled")
+    if pool == "threads":
+        service.open_gate()
+    # Then listeners hear, once, that it was revoked
+    service.until(lambda: ear.has_heard("task-revoked", 3), what="all are told")
+    for job_id in ids:
+        assert ear.of(job_id) == ["task-received", "task-started", "task-revoked"]
+        assert service.client.job(job_id).state is State.CANCELLED
+    # And so of one that waited, of which they hear for the first time
+    waiting = app.send_task("test.note", [service.log], countdown=600).id
+    app.control.revoke(waiting)
+    service.until(lambda: bool(ear.of(waiting)), what="it is told")
+    (event,) = [event for event in ear.heard if event.get("uuid") == waiting]
+    assert (event["type"], event["name"]) == ("task-revoked", "test.note")
+    # And the worker goes on, and tells of it
+    service.open_gate()
+    last = service.enqueue("test.note", service.log)
+    service.until(lambda: "task-succeeded" in ear.of(last), what="a success is told")
+    assert [len(ear.of(job_id)) for job_id in ids] == [3, 3, 3]

@@ -246,6 +246,7 @@ class LedgerConsumer(celery_consumer.Consumer):  # type: ignore[misc] # Celery's
             "finish": staticmethod(process.finish),
             "lose": staticmethod(process.lose),
             "settle": staticmethod(functools.partial(settle, process)),
+            "tidings": process.tidings,
             "await_commit": staticmethod(functools.partial(await_commit, process)),
         }
 

@@ -11,6 +11,7 @@ import logging
 import threading
 from collections import ChainMap
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, Final, TypeVar
 
 from celery.utils.collections import LimitedSet
@@ -20,12 +21,14 @@ from kombu import Queue
 from kombu.pidbox import Mailbox, Node
 from kombu.utils.functional import maybe_list
 
-from worker.errors import LedgerError, LedgerUnavailable
+from worker.errors import Conflict, LedgerError, LedgerUnavailable
 from worker.jobs.job import Job
 from worker.jobs.queues import checked_queue
 from worker.jobs.states import State
 from worker.ledger.bulk import OPEN, cancel_batch
 from worker.ledger.database import Ledger
+from worker.ledger.read import read_many
+from worker.ledger.revoke import revoke
 from worker.ledger.waiting import ended, next_due, scheduled, stamped
 from worker.runtime.install import durability_of
 from worker.runtime.routes import refuse_unserved
@@ -72,6 +75,24 @@ def revoke_stamped(ledger: Ledger, headers: Mapping[str, Any], *, running: bool)
         cancel_batch(ledger, ids, [state], "revoked")
         for state, ids in stamped(ledger, wanted, states)
     )
+
+
+def revoke_running(request: Any, signum: int) -> None:
+    """Cancel a job that this worker runs and whose code it cannot end; returns at once."""
+    known = durability_of(request.app)
+
+    def cancel() -> None:
+        try:
+            with suppress(Conflict):  # it has ended, perhaps by whoever broadcasts this
+                revoke(known.ledger, request.id, "revoked", running=True)
+            jobs = read_many(known.ledger, [request.id])
+        except LedgerError as exc:
+            logger.warning("Job %s may not be revoked in the ledger: %s", request.id, exc)
+            return
+        if any(job.state is State.CANCELLED for job in jobs):
+            request.send_event("task-revoked", terminated=True, signum=signum, expired=False)
+
+    threading.Thread(target=cancel, name="revoke", daemon=True).start()
 
 
 def _scheduled(state: Any, **_: Any) -> list[dict[str, Any]]:

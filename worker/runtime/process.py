@@ -21,6 +21,7 @@ from worker.ledger.catalogue import publish
 from worker.ledger.database import Ledger
 from worker.ledger.interrupted import INTERRUPTED
 from worker.ledger.migrate import check_schema
+from worker.ledger.read import read_many
 from worker.ledger.start import Start
 from worker.ledger.writer import Writer
 from worker.runtime.claims import ANY, Claims, Entry, Phase
@@ -39,6 +40,7 @@ from worker.runtime.strangers import Strangers
 from worker.runtime.suspects import SuspectSource
 from worker.runtime.tempdir import remove_temp_dir
 from worker.runtime.threads import without_futures
+from worker.runtime.tidings import Tidings
 
 logger = logging.getLogger(__name__)
 
@@ -94,6 +96,7 @@ class Process:
         renewals = Ledger.of(self.settings, f"{name} lease", connections=1)
         self._doorbells = Doorbells(self.settings.redis_url.get_secret_value(), timeout)
         self.ringer = Ringer(self._doorbells)
+        self.tidings = Tidings(self.claims, lambda ids: read_many(self._ledger, ids))
         self.writer = Writer(self._ledger, self._on_written, lambda: self.lease.is_held)
         self.lease = Lease(
             renewals,
@@ -275,8 +278,7 @@ class Process:
                 "The %s of job %s, attempt %d, is dropped: it is not this worker's any more.",
                 end.outcome, end.fence.id, end.fence.attempt,
             )  # fmt: skip
-        for end in (*written, *stale):
-            self.claims.settle(end.fence)
+        self.tidings.settle(written, stale)
         self.ringer.put(rings)
 
     def _on_stale(self, fences: list[Fence]) -> None:

@@ -11,6 +11,7 @@ from billiard.einfo import ExceptionInfo
 from billiard.exceptions import WorkerLostError
 from celery import signals
 from celery.exceptions import InvalidTaskError, Reject, TaskRevokedError
+from celery.platforms import signals as platform_signals
 from celery.worker.request import Request
 from celery.worker.state import task_ready
 from kombu.utils.encoding import safe_str
@@ -20,7 +21,9 @@ from worker.jobs.states import State
 from worker.runtime.claims import Claims, Phase
 from worker.runtime.clock import LeaseClock
 from worker.runtime.outcome import REJECTED, Kind, Raised, Traced, describe, exception_of
+from worker.runtime.panel import revoke_running
 from worker.runtime.threads import NoThread
+from worker.runtime.tidings import ENDS, Tidings
 from worker.runtime.trace import run_claimed
 
 logger = logging.getLogger(__name__)
@@ -38,6 +41,7 @@ class ClaimedRequest(Request):  # type: ignore[misc] # Celery's class is not typ
     """
 
     acknowledged = True  # by the claim, and so `inspect active` says
+    _is_revoke_told = False
 
     fence: Fence
     claims: Claims
@@ -45,6 +49,7 @@ class ClaimedRequest(Request):  # type: ignore[misc] # Celery's class is not typ
     finish: Callable[[Finish], None]
     settle: Callable[[Fence, Sequence[Ring]], None]
     await_commit: Callable[[Fence], bool]
+    tidings: Tidings
     lose: Callable[[ClaimedRequest, str], None]
     lost: int
 
@@ -114,6 +119,30 @@ class ClaimedRequest(Request):  # type: ignore[misc] # Celery's class is not typ
         )
         self._apply_result = None if result is None else ref(result)
         return result
+
+    def send_event(self, type: str, **fields: Any) -> None:
+        """Tell listeners; of an end, once the ledger has it."""
+        if not self._eventer or not self._eventer.enabled or not self.task.send_events:
+            return
+        if type in ENDS:
+            self.tidings.tell(self.fence, type, fields, self._send)
+        else:
+            self._send(type, **fields)
+
+    def _send(self, type: str, **fields: Any) -> None:
+        if type == "task-revoked":
+            if self._is_revoke_told:
+                return
+            self._is_revoke_told = True
+        super().send_event(type, **fields)
+
+    def terminate(self, pool: Any, signal: Any = None) -> None:
+        """End the job. Where the pool cannot end its code, the code runs on for nothing: the ledger
+        refuses its end."""
+        try:
+            super().terminate(pool, signal)
+        except NotImplementedError:
+            revoke_running(self, platform_signals.signum(signal or "TERM"))
 
     def acknowledge(self) -> None:
         """Nothing: the ledger has the job."""

@@ -76,7 +76,12 @@ def _tell(consumer: Any, job: Job) -> None:
     except Exception as exc:  # whatever stands in the row
         logger.warning("task_revoked is not sent for job %s: %r", job.id, exc)
         return
-    request.send_event("task-revoked", terminated=False, signum=None, expired=expired)
+    # Listeners may hear of this job for the first time: it was never received.
+    request.send_event(
+        "task-revoked", terminated=False, signum=None, expired=expired,
+        name=request.name, args=request.argsrepr, kwargs=request.kwargsrepr,
+        root_id=request.root_id, parent_id=request.parent_id,
+    )  # fmt: skip
     signals.task_revoked.send(
         sender=task, request=request._context, terminated=False, signum=None, expired=expired
     )
