@@ -6,7 +6,7 @@ import os
 from types import SimpleNamespace
 from typing import Any
 
-from celery import Celery, signals
+from celery import Celery, shared_task, signals
 
 from worker.runtime import durable
 
@@ -39,3 +39,21 @@ def fence() -> list[Any]:
 
     execution = current()
     return [] if execution is None else [execution.fence.id, execution.fence.attempt]
+
+
+@app.task  # type: ignore[untyped-decorator] # ditto
+def make_another_app() -> None:
+    """Make an app of another broker, which Celery then takes for this thread's current one."""
+    Celery("another", broker="memory://", backend="cache+memory://")
+
+
+@shared_task  # type: ignore[untyped-decorator] # ditto
+def shared() -> str:
+    """A task of whatever app is the current one."""
+    return "here"
+
+
+@app.task  # type: ignore[untyped-decorator] # ditto
+def send_shared() -> str:
+    """Send one; its id."""
+    return str(shared.delay().id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 
 import pytest
@@ -55,6 +56,11 @@ def test_its_worker_claims(
     for name in ("result_backend", "worker_consumer", "worker_prefetch_multiplier"):
         assert name in line
     assert "secret" not in worker.output
+    # What one job makes the current app is not the next one's.
+    for name in [*["make_another_app"] * 4, "send_shared"]:
+        ended = service.ended(service.enqueue(f"tests.acceptance.late.{name}", queue="late"))
+        assert ended.state is State.SUCCEEDED, ended.error
+    assert service.ended(json.loads(ended.result or b"")).result == b'"here"'
 
 
 def test_its_worker_is_refused_in_one_sentence(service: Service) -> None:

@@ -423,3 +423,9 @@ def test_a_purge_and_a_deleted_queue_pass_the_channels_own_methods() -> None:
     assert "self._purge(queue)" in inspect.getsource(virtual.Channel.queue_purge)
     assert "self._delete(" in inspect.getsource(virtual.Channel.queue_delete)
     assert "auto_delete_queues.add(queue)" in inspect.getsource(kombu_redis.Channel._new_queue)
+
+
+def test_a_worker_makes_its_app_the_default_one_and_marks_it() -> None:
+    # `run_claimed` takes that app, whatever a task of an earlier job has made current
+    source = inspect.getsource(celery_trace.setup_worker_optimizations)
+    assert "app.set_default()" in source and "app.use_fast_trace_task = True" in source

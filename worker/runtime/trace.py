@@ -6,7 +6,7 @@ import logging
 from typing import Any
 
 from billiard.common import terminate_handler_fired
-from celery import current_app
+from celery import _state, current_app
 from celery.app import trace as celery_trace
 from celery.exceptions import Ignore, Reject, WorkerShutdown, WorkerTerminate
 from celery.worker import state as worker_state
@@ -52,7 +52,8 @@ def run_claimed(
         # This process was stopped or cut off: somebody else may be running the job by now. Or it
         # was cancelled.
         return Traced(0, None, None, None)
-    app: Any = current_app._get_current_object()  # type: ignore[attr-defined] # a proxy
+    app = _own_app()
+    app.set_current()
     tracer = (
         celery_trace.fast_trace_task if app.use_fast_trace_task else celery_trace.trace_task_ret
     )
@@ -120,6 +121,15 @@ def _pause(fence: Fence) -> float:
     return min(NOT_HERE_CAP, 0.5 * 2.0 ** min(fence.attempt, 10))
 
 
+def _own_app() -> Any:
+    """The worker's app. Celery has made it the default; a task of an earlier job may have made
+    another one this thread's current app, which `Celery(…)` alone does."""
+    default: Any = _state.default_app
+    if default is not None and default.use_fast_trace_task:
+        return default
+    return current_app._get_current_object()  # type: ignore[attr-defined] # a proxy
+
+
 def _decide(execution: Execution, value: Any) -> None:
     """End an attempt for which Celery marks nothing: Ignore, Reject, an error of its own."""
     exc = exception_of(value)
@@ -133,7 +143,7 @@ def _decide(execution: Execution, value: Any) -> None:
         if exc.requeue:
             execution.give_back(reason)
         else:
-            backend = current_app.backend
+            backend = _own_app().backend
             kept = backend._encoded_exception(exc), backend.content_type
             execution.fail(*kept, reason, text_of(lambda: value.traceback, TRACEBACK_LIMIT, ""))
     else:
