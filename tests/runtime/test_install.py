@@ -255,6 +255,10 @@ FAULTS = {
         {"broker_url": "redis://u:secret@h:x/0"},
         r"broker_url is redis://\*\*\*@h:x/0; the port is no number",
     ),
+    "several": (
+        {"broker_url": ["redis://u:secret@h/0", "rediss://i/0"]},
+        "broker_url names several",
+    ),
     "task": ({"task_serializer": "pickle"}, "task_serializer is 'pickle', but "),
     "result": ({"result_serializer": "yaml"}, "result_serializer is 'yaml', but "),
     "accept": ({"accept_content": ["json", "pickle"]}, "accept_content allows more than JSON"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -111,6 +112,11 @@ def settings_of(app: Celery, known: Settings) -> Settings:
         raise ConfigurationError(
             f"broker_url begins with {scheme}://, but a durable app's broker is Redis; set it, or"
             " REDIS_URL, to redis://:password@host:port/0, rediss://… or sentinel://…."
+        )
+    if re.search(";rediss?://", url):
+        raise ConfigurationError(
+            "broker_url names several servers, but a durable app's Redis is one; name one, or the"
+            " Sentinels that know which it is, as sentinel://…;sentinel://…."
         )
     conf = app.conf
     address = with_options(url, conf.broker_transport_options or {}, conf.broker_use_ssl)
