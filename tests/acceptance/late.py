@@ -47,7 +47,7 @@ def make_another_app() -> None:
     Celery("another", broker="memory://", backend="cache+memory://")
 
 
-@shared_task  # type: ignore[untyped-decorator] # ditto
+@shared_task
 def shared() -> str:
     """A task of whatever app is the current one."""
     return "here"

@@ -124,7 +124,7 @@ def _pause(fence: Fence) -> float:
 def _own_app() -> Any:
     """The worker's app. Celery has made it the default; a task of an earlier job may have made
     another one this thread's current app, which `Celery(…)` alone does."""
-    default: Any = _state.default_app
+    default: Any = vars(_state)["default_app"]  # Celery's, which its stubs do not know
     if default is not None and default.use_fast_trace_task:
         return default
     return current_app._get_current_object()  # type: ignore[attr-defined] # a proxy
