@@ -12,9 +12,11 @@ from worker.errors import Conflict, NotFound
 from worker.flows import bulk
 from worker.flows.enqueue import Door, catalogue_of, check, enqueue
 from worker.flows.replay import replay
+from worker.flows.ring import ring
 from worker.flows.status import LATE_SECONDS, Report, report
-from worker.jobs.job import Enqueued, Job, NewJob
+from worker.jobs.job import Enqueued, Job, NewJob, Ring
 from worker.jobs.message import new_job
+from worker.jobs.queues import list_of
 from worker.jobs.states import State
 from worker.ledger import change, read
 from worker.ledger.bulk import Selection, count
@@ -175,7 +177,11 @@ class Client:
             NotFound: no job has this id.
             Conflict: it has ended already.
         """
+        before = read.read(self.ledger, job_id)
         change.cancel(self.ledger, job_id, reason)
+        if before is not None and before.state is State.SCHEDULED and before.queue:
+            # Its doorbell was not pushed yet: a worker that pops it now tells Celery's listeners.
+            ring(self.doorbells, [Ring(job_id, list_of(before.queue, before.priority), 0)])
 
     def replay(self, job_id: str) -> None:
         """Queue a failed or cancelled job again.

@@ -6,10 +6,13 @@ import json
 import uuid
 from collections.abc import Iterator
 
+import psycopg2
 import pytest
 from websockets.sync.client import connect
 
 from tests.apps.lanes import HERE, Lane, lanes, until
+from worker.client import Client
+from worker.settings import Settings
 
 LANES = pytest.mark.parametrize("name", ["stock", "durable"])
 
@@ -91,6 +94,26 @@ def test_djangos_own_result_rows_are_written_too(name: str, site: dict[str, Lane
     assert task == "shop.tasks.pack"
 
 
+def test_the_row_of_a_job_that_an_operator_cancels_says_so(site: dict[str, Lane]) -> None:
+    lane, waits, runs = site["durable"], str(uuid.uuid4()), str(uuid.uuid4())
+    lane.post("/order", **{"item": "a sofa", "job": waits, "in": 3600})
+    order = lane.post("/order", **{"item": "a bed", "job": runs, "rest": True})["id"]
+    until(lambda: _status(lane, runs) == [("STARTED", "shop.tasks.rest")], "the start")
+
+    # When both are cancelled, and the task of the one that runs returns all the same
+    with Client(Settings.load(database_url=lane.database_url, redis_url=lane.redis_url)) as client:
+        client.cancel(waits)
+        client.cancel(runs)
+    with psycopg2.connect(lane.database_url) as connection, connection.cursor() as cursor:
+        cursor.execute("UPDATE public.jobs SET packed = true WHERE id = %s", (order,))
+    connection.close()
+
+    # Then the pages of django-celery-results say so too
+    until(lambda: _status(lane, waits) == [("REVOKED", "shop.tasks.pack")], "the one that waits")
+    lane.workers[0].wait_for_line(f"of job {runs}, attempt 1, is dropped", 30)
+    until(lambda: _status(lane, runs) == [("REVOKED", "shop.tasks.rest")], "the one that runs")
+
+
 @LANES
 def test_beats_database_scheduler_sends_what_is_due(name: str, site: dict[str, Lane]) -> None:
     lane = site[name]
@@ -111,6 +134,11 @@ def test_the_worker_says_once_that_the_result_backend_is_the_ledger(site: dict[s
     output = site["durable"].workers[0].output
 
     assert output.count("django-db") == 1
+
+
+def _status(lane: Lane, job: str) -> list[tuple[str, str]]:
+    query = "SELECT status, task_name FROM django_celery_results_taskresult"
+    return lane.rows(f"{query} WHERE task_id = '{job}'")
 
 
 def _jobs(lane: Lane) -> int:

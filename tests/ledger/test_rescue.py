@@ -461,3 +461,4 @@ def test_a_rescue_whose_reply_is_lost_still_says_what_it_did(
     assert proxy.dropped.is_set()
     assert given.state_of(ledger, "a") is State.FAILED
     assert done.poisoned == ("a",) and done.leases >= 1
+    assert "a" in {ring.id for ring in done.rings}  # a worker of the app hears of the end

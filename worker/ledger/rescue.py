@@ -87,7 +87,7 @@ _TAKE = text("""
         FROM judged
         WHERE jobs.id = judged.id AND jobs.state = (SELECT 'running')
           AND jobs.lease = judged.lease AND jobs.attempt = judged.attempt
-        RETURNING jobs.id, jobs.state
+        RETURNING jobs.id, jobs.state, jobs.list, jobs.dispatch_seq
     ), noted AS (
         INSERT INTO ledger.attempts (job_id, number, outcome, lease, worker, started_at, error)
         SELECT judged.id, judged.attempt, 'lost', judged.lease, judged.worker, judged.started_at,
@@ -95,7 +95,7 @@ _TAKE = text("""
         FROM judged JOIN moved USING (id)
         ON CONFLICT DO NOTHING
     )
-    SELECT id, state FROM moved
+    SELECT id, state, list, dispatch_seq FROM moved
 """)
 
 # A worker that has missed a renewal, and dies too perhaps: then it is a node that goes.
@@ -114,7 +114,8 @@ class Rescued:
         leases: how many expired leases were ended; some twice, if a commit had to be repeated.
         queued: ids that run again, as suspects.
         poisoned: ids that reached the limit and are failed.
-        rings: doorbells to push, for the jobs that call the errbacks of the poisoned.
+        rings: doorbells to push, for the jobs that call the errbacks of the poisoned; and for these
+            themselves: a worker that is denied one copies its end to the app's own result backend.
         full: whether there may be more.
     """
 
@@ -189,9 +190,10 @@ def _rescue(connection: Connection, expired: Sequence[Any], limit: int, accuse: 
     }
     rows = list(connection.execute(_TAKE, parameters))
     queued = tuple(row.id for row in rows if row.state == "queued")
-    poisoned = tuple(row.id for row in rows if row.state == "failed")
-    rings = tuple(carry_on(connection, poisoned))
-    return Rescued(len(expired), queued, poisoned, rings, len(rows) == BATCH)
+    failed = [row for row in rows if row.state == "failed"]
+    poisoned = tuple(row.id for row in failed)
+    rings = [*carry_on(connection, poisoned), *(Ring(row.id, *row[2:]) for row in failed)]
+    return Rescued(len(expired), queued, poisoned, tuple(rings), len(rows) == BATCH)
 
 
 def _accused(expired: Sequence[Any]) -> tuple[str | None, int]:

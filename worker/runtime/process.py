@@ -26,6 +26,7 @@ from worker.ledger.start import Start
 from worker.ledger.writer import Writer
 from worker.runtime.claims import ANY, Claims, Entry, Phase
 from worker.runtime.clock import LeaseClock, share
+from worker.runtime.copies import Copies
 from worker.runtime.drain import ASKED_SECONDS, Drain
 from worker.runtime.fetch import DoorbellSource, Fetcher, Source
 from worker.runtime.health import Health
@@ -68,13 +69,11 @@ class Process:
         self.granted: deque[Claim] = deque()
         self.queues: Callable[[], list[str]] = list
         self.receive: Callable[[Claim], None] | None = None
-        self.stale_results = 0
+        self.stale_results, self.copies = 0, Copies(app)
         self.opening = Start(self.settings.schema_wait_seconds)
         self.owns_process = False  # else it is somebody else's, and not ours to end
         self.health = Health(self)
-        self._suspended = False
-        self._loop_thread = 0
-        self._started = False
+        self._suspended, self._started, self._loop_thread = False, False, 0
 
     def start(self, hub: Any) -> None:
         """Open the lease and start the threads, once; waits while Postgres or the schema is away.
@@ -279,6 +278,7 @@ class Process:
                 end.outcome, end.fence.id, end.fence.attempt,
             )  # fmt: skip
         self.tidings.settle(written, stale)
+        self.copies.put([end.fence.id for end in stale], anew=True)
         self.ringer.put(rings)
 
     def _on_stale(self, fences: list[Fence]) -> None:

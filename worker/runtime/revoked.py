@@ -39,13 +39,15 @@ def telling(process: Process, put_off: PutOff) -> PutOff:
         put_off(ids, granted)
         kept = {claim.fence.id for claim in granted}
         denied = [job_id for job_id in ids if job_id not in kept and job_id not in told]
-        if not denied or not _is_heard(process):
+        if not denied or not (process.copies.are_made or _is_heard(process)):
             return
         try:
             jobs = read_many(process._ledger, denied)
         except LedgerError as exc:
             logger.warning("task_revoked is not sent for %d jobs: %s", len(denied), exc)
             return
+        ended = [job.id for job in jobs if job.state in (State.CANCELLED, State.FAILED)]
+        process.copies.put(ended)
         for job in filter(_waited, jobs):
             told.add(job.id)
             process._hub.call_soon(_tell, process.controller.consumer, job)

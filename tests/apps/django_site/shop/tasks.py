@@ -1,3 +1,5 @@
+import time
+
 from celery import shared_task
 
 from shop.models import Order, Tick
@@ -14,6 +16,13 @@ def pack(self, order_id):
 @shared_task
 def lose(order_id):
     raise LookupError(f"order {order_id} is lost")
+
+
+@shared_task
+def rest(order_id):
+    while not Order.objects.filter(id=order_id, packed=True).exists():
+        time.sleep(0.05)
+    return "rested"
 
 
 @shared_task(ignore_result=True)

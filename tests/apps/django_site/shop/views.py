@@ -17,6 +17,8 @@ def order(request):
         made = Order.objects.create(item=wanted["item"])
         if wanted.get("lose"):
             tasks.lose.apply_async((made.id,), task_id=wanted["job"], countdown=wanted.get("in", 0))
+        elif wanted.get("rest"):
+            tasks.rest.apply_async((made.id,), task_id=wanted["job"])
         elif wanted.get("job"):
             tasks.pack.apply_async((made.id,), task_id=wanted["job"], countdown=wanted.get("in", 0))
         else:
