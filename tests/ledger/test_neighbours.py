@@ -265,6 +265,27 @@ def test_a_schema_that_is_anothers_is_refused(
     assert len(relations(address, "ledger") & {"alembic_version", "jobs", "groups"}) == 1
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [
+        ("CREATE SCHEMA ledger; CREATE TYPE ledger.jobs AS ENUM ()", "", "type .jobs. already"),
+        ("", "DELETE FROM ledger.alembic_version", ".dispatch_seq. already exists"),
+        ("", "INSERT INTO ledger.alembic_version VALUES ('0003')", "more than one head"),
+    ],
+    ids=["a type of our name", "no revision", "two revisions"],
+)
+def test_what_is_not_as_it_was_left_is_told_in_a_sentence(
+    address: str, before: str, after: str, told: str
+) -> None:
+    if before:
+        sql(address, before)
+    else:
+        migrate(as_setting(address))
+        sql(address, after)
+    with pytest.raises(ConfigurationError, match=f"not as celery-ledger left it: .*{told}"):
+        migrate(as_setting(address))
+
+
 def test_two_ledgers_are_not_made_one(address: str, open_ledger: Callable[..., Ledger]) -> None:
     # Given a ledger, and an older version's that its `worker migrate` made afterwards
     migrate(as_setting(address))

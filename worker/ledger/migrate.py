@@ -15,11 +15,13 @@ from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from alembic.util.exc import CommandError
 from sqlalchemy import Connection, text
+from sqlalchemy.exc import ProgrammingError
 
-from worker.errors import SchemaMissing, SchemaNewer, SchemaOutdated
+from worker.errors import ConfigurationError, SchemaMissing, SchemaNewer, SchemaOutdated
 from worker.ledger.database import Ledger
-from worker.ledger.faults import NotDone, TryAgain
+from worker.ledger.faults import NotDone, TryAgain, first_line
 from worker.ledger.namespace import SCHEMA, has_ledger, make_room, old_place
 
 #: The oldest schema that this code runs on: the one before `head()`, or `head()` where it cannot.
@@ -30,6 +32,8 @@ _RUNS: Final = "{} runs code from {}"
 #: Any number, the same in every replica: "ledger" in ASCII. Transaction-scoped, so that a
 #: transaction pooler cannot leak it.
 _LOCK: Final = 0x6C6564676572
+#: SQLSTATEs of a column, an object or a table that is there already.
+_IS_THERE: Final = ("42701", "42710", "42P07")
 #: Seconds that a migration waits for a table: all who come after it for that table wait behind it.
 LOCK_SECONDS: Final = 2
 #: Seconds that it lets them pass, and how often it tries.
@@ -93,7 +97,12 @@ def _upgrade(connection: Connection, schema: str) -> str:
         return found
     config = _config()
     config.attributes |= {"connection": connection, "schema": schema}
-    command.upgrade(config, "head")
+    try:
+        command.upgrade(config, "head")
+    except ProgrammingError as exc:
+        if getattr(exc.orig, "pgcode", None) not in _IS_THERE:
+            raise
+        raise _unexpected(schema, exc.orig or exc) from None
     newest = ScriptDirectory.from_config(config).get_revision(known[-1])
     said = _RUNS.format(known[-1], newest.module.RUNS_CODE_FROM)
     if _comment(connection) != said:
@@ -152,15 +161,26 @@ def _found(connection: Connection, known: list[str], schema: str) -> str | None:
 
     Raises:
         SchemaNewer: it is ahead of this code, and does not say that it runs it.
+        ConfigurationError: there is more than one.
     """
-    found = MigrationContext.configure(
-        connection, opts={"version_table_schema": schema}
-    ).get_current_revision()
+    context = MigrationContext.configure(connection, opts={"version_table_schema": schema})
+    try:
+        found = context.get_current_revision()
+    except CommandError as exc:
+        raise _unexpected(schema, exc) from None
     if found is not None and found not in known:
         comment = _comment(connection)
         if comment not in {_RUNS.format(found, oldest) for oldest in known}:
             raise SchemaNewer(found, known[-1])
     return found
+
+
+def _unexpected(schema: str, error: BaseException) -> ConfigurationError:
+    """Of what somebody has put into the schema, or has changed in it."""
+    return ConfigurationError(
+        f"The schema {schema!r} holds what is not as celery-ledger left it: {first_line(error)}."
+        " Nothing was changed; restore it from a backup, or name another one in WORKER_SCHEMA."
+    )
 
 
 def _comment(connection: Connection) -> str:
