@@ -22,6 +22,7 @@ from worker.ledger.database import Ledger
 from worker.ledger.durability import (
     durability_faults,
     mended,
+    require_writes,
     server_version,
     vouched_for,
 )
@@ -104,6 +105,9 @@ def _postgres(settings: Settings) -> Iterator[Finding]:
             yield away
             return
         yield Finding("postgres", f"Postgres {version} answers at {without_secrets(url)}.")
+        _, failed = _asked("postgres", lambda: require_writes(ledger))
+        if failed:
+            yield failed
         trusts = settings.trust_postgres_storage
         faults, failed = _asked(
             "postgres durability", lambda: durability_faults(ledger, trusts_storage=trusts)
