@@ -414,7 +414,7 @@ class LedgerMachine(RuleBasedStateMachine):
             self.model.jobs[one].late = self.model.jobs[one].expires
         if sweep:
             expected = self.model.expire_late()
-            assert expire_late(self.ledger, None) == expected
+            assert expire_late(self.ledger, None).count == expected
 
     @precondition(lambda self: self.model.ids(State.QUEUED))
     @rule()

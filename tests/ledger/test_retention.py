@@ -70,17 +70,20 @@ def test_what_somebody_else_has_locked_is_left_for_later(ledger: Ledger) -> None
 
 
 def test_what_was_not_started_in_its_time_is_cancelled_with_the_reason(ledger: Ledger) -> None:
-    given.enqueued(ledger, "late", "in time", expires=60)
+    given.enqueued(ledger, "late", "at once", "in time", expires=60)
     given.enqueued(ledger, "waiting", expires=60, delay=600)
     given.running(ledger, "running", expires=60)
-    given.age(ledger, "expires_at", 120, "late", "waiting", "running")
+    given.age(ledger, "expires_at", 120, "late", "at once", "waiting", "running")
+    given.age(ledger, "dispatched_at", 180, "late")
 
-    assert expire_late(ledger, None) == 2
+    expired = expire_late(ledger, None)
 
-    for job_id in ("late", "waiting"):
+    # The doorbell of the one that was late is in its list, or told a worker while there was time.
+    assert (expired.count, {ring.id for ring in expired.rings}) == (3, {"at once", "waiting"})
+    for job_id in ("late", "at once", "waiting"):
         job = given.job_of(ledger, job_id)
         assert (job.state, job.error) == (State.CANCELLED, "expired before it was started")
-    assert counts(ledger) == {State.CANCELLED: 2, State.QUEUED: 1, State.RUNNING: 1}
+    assert counts(ledger) == {State.CANCELLED: 3, State.QUEUED: 1, State.RUNNING: 1}
 
 
 def test_without_the_lead_nothing_is_dropped(ledger: Ledger) -> None:

@@ -132,6 +132,11 @@ def chord_of_one(s: Side) -> Any:
     return _got(chord([s.t.echo.s(5)], s.t.total.s())())
 
 
+@row("a chord's body gets the value of a part whose own result is ignored", ["unheard", 1])
+def ignored_part(s: Side) -> Any:
+    return _got(chord([s.t.silent.si(s.key()), s.t.echo.s(1)], s.t.echo.s())())
+
+
 @row("a chord with a failed part fails its body with ChordError", ["FAILURE", "ChordError"])
 def chord_fails(s: Side) -> Any:
     result = chord([s.t.echo.s(1), s.t.fail.s()], s.t.total.s())()

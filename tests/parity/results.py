@@ -102,6 +102,23 @@ def on_message(s: Side) -> Any:
     return [last.get("status"), 6 if last.get("result") == gate else last.get("result")]
 
 
+@row("get(on_message) of a group is called with the end of each part", ["SUCCESS", "SUCCESS"])
+def group_on_message(s: Side) -> Any:
+    gates, seen = [s.key(), s.key()], list[Any]()
+    result = group(s.t.hold.s(gate) for gate in gates).apply_async()
+
+    def let_go(*_: Any) -> None:
+        while gates:
+            s.open(gates.pop())
+
+    result.get(
+        timeout=PATIENCE,
+        on_message=lambda meta: seen.append(meta["status"]),
+        on_interval=let_go,  # once it waits, so that no part has ended before
+    )
+    return seen
+
+
 @row("get(on_interval) is called while it waits", True)
 def on_interval(s: Side) -> Any:
     seen: list[int] = []
@@ -257,3 +274,17 @@ def then(s: Side) -> Any:
     result.get(timeout=PATIENCE)
     s.until(lambda: seen, 1.0)
     return seen[0] if seen else None
+
+
+@row("then() of a group calls back when every part's result is there", [1, 2])
+def group_then(s: Side) -> Any:
+    seen: list[Any] = []
+    result = group(s.t.echo.s(1), s.t.echo.s(2)).apply_async()
+    result.then(lambda done: seen.append([part.result for part in done]))
+    result.get(timeout=PATIENCE)
+    return seen[0] if seen else None
+
+
+@row("get() of a set takes what was applied here too", [1, 2])
+def mixed_set(s: Side) -> Any:
+    return ResultSet([s.t.echo.delay(1), s.t.echo.apply((2,))], app=s.app).get(timeout=PATIENCE)

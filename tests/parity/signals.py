@@ -78,6 +78,21 @@ def revoked(s: Side) -> Any:
     return [note for note in _signals(s, result, "revoked") if note.startswith("revoked")]
 
 
+@row("task_revoked is sent for a job that has expired", ["revoked terminated=False expired=True"])
+def expired(s: Side) -> Any:
+    result = s.t.echo.apply_async((1,), expires=-1)
+    return [note for note in _signals(s, result, "revoked") if note.startswith("revoked")]
+
+
+@row(
+    "task_revoked is sent for a job that expires before its countdown is over",
+    ["revoked terminated=False expired=True"],
+)
+def expired_while_it_waited(s: Side) -> Any:
+    result = s.t.echo.apply_async((1,), countdown=1, expires=0.5)
+    return [note for note in _signals(s, result, "revoked") if note.startswith("revoked")]
+
+
 @row(
     "task_unknown is sent for a task that the worker does not know",
     "unknown",

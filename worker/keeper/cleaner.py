@@ -37,10 +37,12 @@ class Cleaner:
 
 
 class Expirer:
-    """Cancels waiting jobs past their `expires`."""
+    """Cancels waiting jobs past their `expires`, and lets workers know where nothing else does."""
 
     every = 1.0
 
     def run(self, post: Post) -> bool:
         """See `Duty`."""
-        return expire_late(post.ledger, post.leadership) == BATCH
+        expired = expire_late(post.ledger, post.leadership)
+        post.ring(expired.rings)
+        return expired.count == BATCH

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from sqlalchemy import Connection, TextClause, text
 
+from worker.jobs.job import Ring
 from worker.ledger.continuations import carry_on
 from worker.ledger.database import Ledger
 from worker.ledger.leader import Leadership
@@ -36,7 +39,9 @@ _DROP_GROUPS = text("""
 
 _EXPIRE = text("""
     WITH late AS MATERIALIZED (
-        SELECT id FROM ledger.jobs
+        SELECT id,
+            state = 'scheduled' OR dispatched_at > expires_at - interval '1 second' AS unheard
+        FROM ledger.jobs
         WHERE state IN ('scheduled', 'queued') AND expires_at IS NOT NULL
           AND expires_at < statement_timestamp()
         ORDER BY expires_at LIMIT :batch
@@ -47,8 +52,22 @@ _EXPIRE = text("""
         finished_at = clock_timestamp(), lease = NULL, run_at = NULLIF(run_at, 'infinity')
     FROM late WHERE jobs.id = late.id
       AND (jobs.state = (SELECT 'queued') OR jobs.state = (SELECT 'scheduled'))
-    RETURNING jobs.id
+    RETURNING jobs.id, jobs.list, late.unheard
 """)
+
+
+@dataclass(frozen=True, slots=True)
+class Expired:
+    """Jobs that were not started in their time.
+
+    Attributes:
+        count: how many were cancelled.
+        rings: doorbells for those that have none, or one that may be popped already. A worker that
+            pops such a doorbell is denied the job, and sends `task_revoked`.
+    """
+
+    count: int
+    rings: list[Ring]
 
 
 def drop_old(
@@ -89,17 +108,17 @@ def drop_old(
     return dropped
 
 
-def expire_late(ledger: Ledger, leadership: Leadership | None) -> int:
-    """Cancel up to a batch of waiting jobs past their `expires`; how many were cancelled.
+def expire_late(ledger: Ledger, leadership: Leadership | None) -> Expired:
+    """Cancel up to a batch of waiting jobs past their `expires`.
 
     What was to follow one is cancelled with it, and not counted.
     """
 
-    def work(connection: Connection) -> int:
+    def work(connection: Connection) -> Expired:
         if leadership is not None:
             leadership.check(connection)
-        expired = [row.id for row in connection.execute(_EXPIRE, {"batch": BATCH})]
-        carry_on(connection, expired)
-        return len(expired)
+        rows = connection.execute(_EXPIRE, {"batch": BATCH}).all()
+        carry_on(connection, [row.id for row in rows])
+        return Expired(len(rows), [Ring(row.id, row.list, 0) for row in rows if row.unheard])
 
     return ledger.run(work)

@@ -28,6 +28,10 @@ class LedgerReader(BaseBackend):  # type: ignore[misc] # Celery's class is not t
     """Reads states, results and groups."""
 
     supports_autoexpire = True  # the keeper's retention does it
+    supports_native_join = (
+        True  # one statement for all parts of a set; `get(on_message=…)` needs it
+    )
+    is_async = True  # a set's `then` is called once its parts are known to have ended
 
     @property
     def _ledger(self) -> Ledger:
@@ -193,13 +197,18 @@ class LedgerReader(BaseBackend):  # type: ignore[misc] # Celery's class is not t
 
     def iter_native(self, result: Any, **options: Any) -> Iterator[tuple[str, Any]]:
         """Id and meta of each part of a result set as it ends; a set within it as it is."""
-        ids = []
+        parts: dict[str, list[Any]] = {}
         for part in result.results or ():
             if isinstance(part, ResultSet):
                 yield part.id, part.results  # type: ignore[attr-defined] # as Celery has it
+            elif part._cache:  # read already, or applied eagerly
+                yield part.id, part._cache
             else:
-                ids.append(part.id)
-        yield from self.get_many(ids, **options)
+                parts.setdefault(part.id, []).append(part)
+        for task_id, meta in self.get_many(parts, **options):
+            for part in parts[task_id]:
+                part._maybe_set_cache(meta)
+            yield task_id, meta
 
     def _save_group(self, group_id: str, result: Any) -> Any:
         encoded = self.encode(self.prepare_value(result))

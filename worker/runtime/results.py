@@ -91,11 +91,12 @@ class LedgerBackend(LedgerReader):
         with self._attempt(task_id, Ends.SUCCESS, request) as execution:
             if execution is None:
                 if store_result:  # not for a task that was applied eagerly
-                    self._insert_ended(
-                        task_id, state, self._encoded(result, state), request=request
-                    )
+                    value = self._encoded(result, state)
+                    self._insert_ended(task_id, state, value, request=request)
                 return
-            encoded = self._encoded(result, state) if wanted else None
+            # A chord's body gets the value of a part whose own result is ignored.
+            kept = wanted or (request is not None and request.chord)
+            encoded = self._encoded(result, state) if kept else None
             children = self._children(request)
             execution.succeed(encoded, self.content_type if wanted else IGNORED, children)
             if request is not None and request.chord:
