@@ -12,22 +12,27 @@ NOWHERE = {
     "DATABASE_URL": "postgresql://u:open-sesame@127.0.0.1:9/x",
     "REDIS_URL": "redis://127.0.0.1:9/0",
 }
-COMMANDS = (["call", "late.order"], ["result", "some-id"], ["purge", "-f"])
+NO_POSTGRES, NO_REDIS = ({name: url} for name, url in NOWHERE.items())
+#: A command, what is wrong, the code that it ends with, and how its sentence begins.
+COMMANDS = (
+    (["call", "late.order"], NOWHERE, 3, "Error: Postgres is not available"),
+    (["result", "some-id"], NOWHERE, 3, "Error: Postgres is not available"),
+    (["purge", "-f"], NO_POSTGRES, 3, "Error: Postgres is not available"),
+    (["purge", "-f"], NO_REDIS, 3, "Error: Redis is not available"),
+    (["report"], {"WORKER_LEASE_SECONDS": "abc"}, 2, "Error: WORKER_LEASE_SECONDS is 'abc'"),
+    (["worker"], {"DATABASE_URL": "mysql://u:open-sesame@h/x"}, 2, "Error: DATABASE_URL is mysql"),
+)
 
 
-def test_a_command_without_postgres_says_one_sentence(processes: Processes) -> None:
-    started = {
-        name: processes(
-            [sys.executable, "-m", "celery", "-A", "tests.acceptance.late", name, *options],
-            NOWHERE if name != "purge" else {"DATABASE_URL": NOWHERE["DATABASE_URL"]},
-        )
-        for name, *options in COMMANDS
-    }
+def test_a_command_that_an_error_of_ours_ends_says_one_sentence(processes: Processes) -> None:
+    started = [
+        processes([sys.executable, "-m", "celery", "-A", "tests.acceptance.late", *options], wrong)
+        for options, wrong, _, _ in COMMANDS
+    ]
 
-    for name, command in started.items():
-        assert command.wait(60) == 3, command.output
-        said = command.output.splitlines()
-        assert said[-1].startswith("Error: Postgres is not available"), name
+    for (options, _, code, sentence), command in zip(COMMANDS, started, strict=True):
+        assert command.wait(60) == code, command.output
+        assert command.output.splitlines()[-1].startswith(sentence), (options, command.output)
         assert "Traceback" not in command.output
         assert "sesame" not in command.output
 

@@ -233,6 +233,9 @@ def durable(app: Celery[Any], settings: Settings | None = None) -> Celery[Any]:
         InvalidSettings: the environment lacks or misstates something.
         ConfigurationError: the app uses something that cannot be durable.
     """
+    from worker.runtime.sentences import tell_in_one_sentence
+
+    tell_in_one_sentence()
     app = _itself(app)
     known = vars(app).get("ledger")
     if isinstance(known, Durability):
@@ -243,12 +246,10 @@ def durable(app: Celery[Any], settings: Settings | None = None) -> Celery[Any]:
     from worker.runtime.durable_app import made_durable
     from worker.runtime.lateness import refuse_late
     from worker.runtime.prepare import prepare
-    from worker.runtime.sentences import tell_in_one_sentence
 
     refuse_late(app)
     made_durable(app, Durability(app, settings))
     prepare(app)
-    tell_in_one_sentence()
     return app
 
 
