@@ -18,16 +18,17 @@ TASKS = {
 
 def test_who_ends_the_process_for_suspects_by_a_signal_is_condemned(service: Service) -> None:
     # Given a job that was running at several shutdowns, and is a suspect for that
-    service.keeper(**TASKS)
+    once = {**TASKS, "WORKER_LOST_LIMIT": "1"}  # each loss takes the start of a process
+    service.keeper(**once)
     job_id = service.enqueue("end.parent")
     with closing(Ledger.of(service.settings, "test", connections=1)) as ledger:
         ledger.execute("UPDATE ledger.jobs SET suspicion = 1")
     # When a worker's process for suspects runs it, to which it sends a signal as an operator would
-    worker = service.worker("threads", 2, **TASKS)
+    worker = service.worker("threads", 2, **once)
 
     # Then it is poison, and its worker goes on
     job = service.ended(job_id, 60)
-    assert (job.state, job.lost) == (State.FAILED, 2)
+    assert (job.state, job.lost) == (State.FAILED, 1)
     assert {attempt.outcome for attempt in job.attempts} == {"lost"}
     assert worker.exit_code is None
     assert "has not asked this process for suspects to end" in worker.output
