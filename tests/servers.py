@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socketserver
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,6 +55,25 @@ def postgres(where: Path | None = None) -> Iterator[PostgresServer]:
                 # Its data go with it: no checkpoint of hundreds of databases.
                 os.kill(server.pid, signal.SIGQUIT)
             server.stop()
+
+
+@contextmanager
+def no_redis() -> Iterator[str]:
+    """The host and port of a server that answers as the web does, and is no Redis."""
+
+    class Web(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.recv(4096)
+            self.request.sendall(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n")
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Web) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def memory() -> Path | None:

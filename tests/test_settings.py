@@ -50,6 +50,12 @@ def test_every_fault_is_in_one_report(environment: pytest.MonkeyPatch) -> None:
     assert "s3cret" not in report
 
 
+def test_an_empty_address_is_told_as_what_it_is(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("DATABASE_URL", "")
+    with pytest.raises(InvalidSettings, match="DATABASE_URL is ''; expected postgresql://"):
+        Settings.load()
+
+
 @pytest.mark.parametrize(
     ("variable", "bad"),
     [

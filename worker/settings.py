@@ -283,7 +283,7 @@ def _report(error: ValidationError, faults: dict[str, str]) -> dict[str, str]:
             told[variable] = f"{variable} is not set; expected {_expected(variable)}."
         else:
             hidden = masked(str(fault["input"])) if variable.endswith("_URL") else "***"
-            given = hidden if _is_secret(variable) else repr(fault["input"])
+            given = hidden if _is_secret(variable) and fault["input"] else repr(fault["input"])
             message = fault["msg"].removeprefix("Value error, ")
             told[variable] = f"{variable} is {given}; {message[0].lower()}{message[1:]}."
     if not faults and all(fault["type"] == "missing" for fault in error.errors()):  # a newcomer

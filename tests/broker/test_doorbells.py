@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import uuid
 from typing import Any, cast
@@ -10,6 +11,7 @@ import redis
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.servers import no_redis
 from worker.broker import scripts
 from worker.broker.doorbells import (
     BATCH,
@@ -46,6 +48,24 @@ def noted(client: redis.Redis) -> int:
     size = int(client.hlen(UNACKED))
     assert size == client.zcard(UNACKED_INDEX)
     return size
+
+
+@pytest.mark.parametrize(
+    ("host", "said"),
+    [
+        ("127.0.0.1:1", "the connection is refused; check REDIS_URL, or start Redis"),
+        ("nowhere.invalid:6379", "the name of its host is not known; check REDIS_URL"),
+        ("{silent}", "it has not answered in time; check REDIS_URL"),
+        ("{web}", "what answers there is no Redis; check REDIS_URL"),
+    ],
+)
+def test_an_outage_says_what_it_is(host: str, said: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent, no_redis() as web:
+        address = host.format(silent=f"127.0.0.1:{silent.getsockname()[1]}", web=web)
+        bells = Doorbells(f"redis://{address}/0", timeout=0.5)
+        with pytest.raises(BrokerUnavailable, match=f"Redis is not available: {said}"):
+            bells.ping()
+        bells.close()
 
 
 def test_what_is_rung_is_popped_first_in_first_out(bells: Doorbells) -> None:

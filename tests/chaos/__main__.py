@@ -52,6 +52,8 @@ def main() -> int:
     if asked.keep is None and code in (0, 130):
         shutil.rmtree(folder, ignore_errors=True)
         return code
+    if asked.keep is None:
+        folder = folder.rename(KEPT / folder.name)
     again = f"python -m tests.chaos --judge {folder}"
     print(f"Everything is kept in {folder}; judge it again: {again}", file=sys.stderr)
     return code
@@ -164,14 +166,15 @@ class _Speaker:
 
 
 #: Where a run that shows something is kept: not among what goes with the program.
-KEPT = tempfile.gettempdir()
+KEPT = Path(tempfile.gettempdir())
 
 
 def _folder(keep: Path | None) -> Path:
     if keep is not None:
         keep.mkdir(parents=True)
         return keep.resolve()
-    made = Path(tempfile.mkdtemp(prefix="celery-ledger-chaos-", dir=KEPT))
+    # Among what goes with the program, until it is known whether it shows something.
+    made = Path(tempfile.mkdtemp(prefix="celery-ledger-chaos-"))
     made.chmod(0o755)  # Postgres runs as nobody when this runs as root
     return made
 

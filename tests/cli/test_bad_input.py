@@ -209,6 +209,15 @@ def test_wrong_settings_are_all_in_one_report(process: Command) -> None:
     ]
 
 
+def test_an_option_that_celery_has_not_names_the_command_that_was_typed(process: Command) -> None:
+    said = process("run", "--concurency=3")
+
+    assert said.code == 2
+    assert "worker run [OPTIONS]" in said.err
+    assert "No such option '--concurency'" in said.err
+    assert "`celery worker --help` lists Celery's own options." in said.err
+
+
 @pytest.mark.parametrize("job_id", ["", "x" * 256, "\udcff"])
 def test_a_malformed_id_is_told_before_anything_is_opened(here: Command, job_id: str) -> None:
     said = here("job", "show", job_id, DATABASE_URL="postgresql://127.0.0.1:1/none")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,14 @@ from worker.errors import BrokerRefused, BrokerUnavailable
 #: What Redis answers to any command while it is full, starting, failing over or unable to save.
 _UNABLE: Final = re.compile(
     r"\b(BUSY|CLUSTERDOWN|LOADING|MASTERDOWN|MISCONF|NOREPLICAS|OOM|READONLY|TRYAGAIN)\b"
+)
+
+#: What the system says of a connection that cannot be made or has ended, and what that means.
+_CAUSES: Final[tuple[tuple[type[OSError], str], ...]] = (
+    (ConnectionRefusedError, "the connection is refused"),
+    (ConnectionResetError, "the connection was reset"),
+    (socket.gaierror, "the name of its host is not known"),
+    (TimeoutError, "it has not answered in time"),
 )
 
 
@@ -33,6 +42,10 @@ def translated() -> Iterator[None]:
         yield
     except redis.exceptions.AuthenticationError:
         raise BrokerUnavailable("Redis refuses the password; check REDIS_URL.") from None
+    except redis.exceptions.InvalidResponse:
+        raise BrokerUnavailable(
+            "Redis is not available: what answers there is no Redis; check REDIS_URL."
+        ) from None
     except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, OSError) as exc:
         raise BrokerUnavailable(f"Redis is not available: {_why(exc)}.") from exc
     except redis.exceptions.ResponseError as exc:
@@ -61,4 +74,7 @@ def _why(exc: BaseException) -> str:
         return f"TLS fails ({cause.reason or type(cause).__name__}); check REDIS_URL"
     if isinstance(cause, (FileNotFoundError, PermissionError)):
         return "a file that REDIS_URL names for TLS cannot be read"
+    for kind, words in _CAUSES:
+        if isinstance(cause, kind):
+            return f"{words}; check REDIS_URL, or start Redis"
     return type(exc).__name__

@@ -178,7 +178,8 @@ def _folder(data: Path | None) -> Iterator[tuple[Path, dict[str, str]]]:
         return
     with Scratch("celery-ledger-demo-") as made:
         try:
-            yield made.folders[0], made.variables
+            # A killed worker leaves its temporary files; there they are removed.
+            yield made.folders[0], {**made.variables, "TMPDIR": str(made.folders[0])}
         finally:
             with _ignored(signal.SIGINT, *_ENDING):
                 made.close()

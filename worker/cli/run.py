@@ -56,7 +56,11 @@ def run(
     argv += ["--queues", queues] if queues else []
     argv += ["--hostname", hostname] if hostname else []
     start: Callable[[list[str]], object] = app.start  # its stubs have it that it never returns
-    start([*argv, *celery_options])
+    try:
+        start([*argv, *celery_options])
+    except click.UsageError as exc:  # its own context names a command that is not there
+        message = f"{exc.format_message()} `celery worker --help` lists Celery's own options."
+        raise click.UsageError(message, click.get_current_context()) from None
     process = durability_of(app).process  # Celery drops its worker's exit code
     raise click.exceptions.Exit(exit_code(process.controller.exitcode) if process else 0)
 

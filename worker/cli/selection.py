@@ -118,13 +118,14 @@ def act(
     """
     found = client.count_selected(selection)
     total = sum(found.values())
+    jobs = "1 job" if total == 1 else f"{total:,} jobs"
     words = ", ".join(f"{count:,} {state}" for state, count in found.items()) or "none"
     if total and not yes:
         if not sys.stdin.isatty():
             raise click.UsageError(
-                f"{total:,} jobs would be {verb} ({words}), and nobody is here to ask; add --yes."
+                f"{jobs} would be {verb} ({words}), and nobody is here to ask; add --yes."
             )
-        click.confirm(f"{total:,} jobs will be {verb} ({words}). Go on?", abort=True, err=True)
+        click.confirm(f"{jobs} will be {verb} ({words}). Go on?", abort=True, err=True)
     done = 0
     if total:
         with _progress(total) as show:
@@ -132,7 +133,11 @@ def act(
     if as_json:
         click.echo(json.dumps({"matched": total, verb: done}))
     else:
-        click.echo(f"{done:,} jobs {verb}." if total else f"No job matches; none was {verb}.")
+        click.echo(
+            f"{done:,} job{'s' * (done != 1)} {verb}."
+            if total
+            else f"No job matches; none was {verb}."
+        )
 
 
 @contextmanager
