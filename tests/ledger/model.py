@@ -78,7 +78,10 @@ class Known:
         return self.state in (State.FAILED, State.CANCELLED) and not self.list and self.attempt == 0
 
     def queue(self) -> None:
-        self.state, self.seq = State.QUEUED, None
+        self.wait(is_due=True)
+
+    def wait(self, is_due: bool) -> None:
+        self.state, self.seq = State.QUEUED if is_due else State.SCHEDULED, None
 
 
 class Model:
@@ -104,15 +107,14 @@ class Model:
         if by_key is None and new.id not in self.jobs:
             self.jobs[new.id] = job = Known(State.SCHEDULED, new.message.body, new.list)
             job.expires = new.expires is not None
-            if new.is_due:
-                job.queue()
+            job.wait(new.is_due)
             if new.key:
                 self.keys[new.key] = new.id
             return new.id, True
         found = by_key or new.id
         job = self.jobs[found]
         if found == new.id and (job.awaits or job.never_ran):
-            job.queue()
+            job.wait(new.is_due)
             job.body, job.list, job.awaits, job.poison = new.message.body, new.list, False, False
             job.expires = job.expires or new.expires is not None
             job.late = job.late and new.expires is None

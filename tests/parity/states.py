@@ -123,6 +123,21 @@ def terminated(s: Side) -> Any:
 
 @row("a job past its expires is REVOKED", "REVOKED")
 def expired(s: Side) -> Any:
+    return s.state(_expired(s), "REVOKED")
+
+
+@row(
+    "the exception of an expired job says so",
+    "expired",
+    durable="expired before it was started",
+    why="Its text is the reason in the job's row.",
+)
+def says_expired(s: Side) -> Any:
+    return str(s.error(_expired(s)))
+
+
+def _expired(s: Side) -> Any:
+    """The result of a job that its worker found to be expired."""
     queue = f"late-{s.key()}"
     result = s.t.echo.apply_async((1,), queue=queue, expires=0.2)
     late = time.monotonic() + 0.4
@@ -130,7 +145,7 @@ def expired(s: Side) -> Any:
     s.app.control.add_consumer(queue, destination=[s.threads], reply=True, timeout=3.0)
     s.state(result, "REVOKED")
     s.app.control.cancel_consumer(queue, destination=[s.threads], reply=True, timeout=3.0)
-    return s.state(result, "REVOKED")
+    return result
 
 
 @row(
