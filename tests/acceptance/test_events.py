@@ -149,14 +149,18 @@ def test_a_child_has_no_part_in_it(service: Service, app: Celery, ear: Ear) -> N
 
 
 def test_the_last_events_of_a_worker_that_drains_are_heard(service: Service, ear: Ear) -> None:
-    worker = service.worker("threads", 2, "-E")
-    hears_workers(service, ear)
-    job_id = service.enqueue("test.hold", service.log, service.gate)
-    service.until(lambda: len(service.ran("start")) == 1)
-    worker.send(signal.SIGTERM)
-    worker.wait_for_line("Warm shutdown")
-    service.open_gate()
-    assert worker.wait(30) == 0
+    # Given a job that ends while its worker drains
+    with proxied(service.settings.database_url.get_secret_value()) as line:
+        worker = service.worker("threads", 2, "-E", DATABASE_URL=line.url)
+        hears_workers(service, ear)
+        job_id = service.enqueue("test.hold", service.log, service.gate)
+        service.until(lambda: len(service.ran("start")) == 1)
+        worker.send(signal.SIGTERM)
+        worker.wait_for_line("Warm shutdown")
+        # When the pool is gone before the commit of its end
+        line.delay(0.5)
+        service.open_gate()
+        assert worker.wait(30) == 0
     service.until(lambda: "task-succeeded" in ear.of(job_id), what="its end is heard")
 
 

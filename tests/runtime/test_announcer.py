@@ -131,6 +131,20 @@ def test_events_arrive_in_their_order_and_with_their_times(
     assert (last["hostname"], last["uuid"]) == ("a@host", str(count - 1))
 
 
+def test_who_flushes_knows_that_all_is_sent_and_waits_with_a_bound(
+    announcer: Announcer, listener: Listener, line: Proxy
+) -> None:
+    connected(announcer, listener)
+    announcer.send("task-counted", number=1)
+    assert announcer.flush(30)  # its thread may end from here on
+    listener.await_number(1)
+    line.blackhole()
+    announcer.send("task-counted", number=2)
+    started = time.monotonic()
+    assert not announcer.flush(0.2)
+    assert time.monotonic() - started < TIMEOUT / 2
+
+
 def test_nobody_who_sends_waits_for_a_silent_redis(
     announcer: Announcer, listener: Listener, line: Proxy
 ) -> None:

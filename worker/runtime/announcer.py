@@ -73,6 +73,19 @@ class Announcer:
         self._is_over = True
         self._there_are.set()
 
+    def flush(self, seconds: float) -> bool:
+        """Wait until what was handed over is sent, at most `seconds`; whether it is."""
+        until = time.monotonic() + seconds
+        while not self._is_all_sent():
+            if time.monotonic() >= until or not self._thread.is_alive():
+                return False
+            time.sleep(0.01)
+        return True
+
+    def _is_all_sent(self) -> bool:
+        with self._lock:
+            return not self._events and not self._batch
+
     @property
     def enabled(self) -> bool:
         """Whether somebody wants events of tasks, as far as is known: who begins to listen is

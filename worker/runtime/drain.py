@@ -40,6 +40,8 @@ EXIT_SECONDS = 2.0
 UNSTARTED_SECONDS = 1.0
 #: Seconds that an isolated process waits for its worker's word that it is to end.
 ASKED_SECONDS = 0.3
+#: Seconds that listeners such as Flower are waited for at the end, where Redis is slow or away.
+TOLD_SECONDS = 0.5
 #: Seconds that killed children are given to be dead; only what hangs in the kernel takes longer.
 DEAD_SECONDS = 0.5
 
@@ -109,8 +111,10 @@ class Drain:
             self.blame(f"job {job_id} was handed over: {describe(exc)}")
 
     def join(self) -> None:
-        """Wait for the end of the drain; does not return when jobs were still running."""
+        """Wait for the end of the drain, and until listeners are told of it; does not return when
+        jobs were still running."""
         self._over.wait()
+        self._tell_the_last(TOLD_SECONDS)
 
     def _run(self) -> None:
         self._begun.get()
@@ -156,9 +160,17 @@ class Drain:
     def _exit(self) -> None:
         self._over.set()
         if self._process.owns_process:
+            self._tell_the_last(min(TOLD_SECONDS, self._left(RELEASED)))
             logging.shutdown()
             os._exit(exit_code(self._process.controller.exitcode))
         self._let_go()
+
+    def _tell_the_last(self, seconds: float) -> None:
+        """The announcer gathers events before it sends them, and its thread ends with the process:
+        of a job that ended just now nobody would hear."""
+        consumer = getattr(self._process.controller, "consumer", None)
+        if consumer is not None:
+            consumer.announcer.flush(seconds)
 
     def _let_go(self) -> None:
         """Leave the host nothing of this worker: each one that it runs would keep as much more, and

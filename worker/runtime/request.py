@@ -134,7 +134,9 @@ class ClaimedRequest(Request):  # type: ignore[misc] # Celery's class is not typ
             if self._is_revoke_told:
                 return
             self._is_revoke_told = True
-        super().send_event(type, **fields)
+        # Whether events are wanted was asked when it ended: in a drain Celery's dispatcher is gone
+        # before the commit.
+        self._eventer.send(type, uuid=self.id, **fields)
 
     def terminate(self, pool: Any, signal: Any = None) -> None:
         """End the job. Where the pool cannot end its code, the code runs on for nothing: the ledger
