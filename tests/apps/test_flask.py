@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from tests.apps.lanes import Lane, lanes, until
+from tests.apps.lanes import HERE, Lane, lanes, until
 
 
 @pytest.fixture(scope="module")
@@ -77,3 +78,14 @@ def test_what_the_durable_app_ran_stands_in_the_ledger(flask: dict[str, Lane]) -
         lambda: lane.rows(f"SELECT FROM ledger.jobs WHERE id = '{job}' AND state = 'succeeded'"),
         "the job's row",
     )
+
+
+def test_the_fixtures_of_celery_contrib_pytest_take_a_durable_app(flask: dict[str, Lane]) -> None:
+    lane = flask["durable"]
+    suite = str(HERE / "suite_of_fixtures.py")
+    plain = ("-c", os.devnull, "--rootdir", str(HERE), "--noconftest", "-p", "no:cacheprovider")
+    tests = lane.python("-m", "pytest", "-q", "-p", "celery.contrib.pytest", *plain, suite)
+
+    assert tests.wait(60) == 0, tests.output
+    ended = lane.rows("SELECT state, count(*) FROM ledger.jobs WHERE queue = 'suite' GROUP BY 1")
+    assert dict(ended) == {"succeeded": 3, "failed": 1}
