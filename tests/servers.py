@@ -58,13 +58,15 @@ def postgres(where: Path | None = None) -> Iterator[PostgresServer]:
 
 
 @contextmanager
-def no_redis() -> Iterator[str]:
-    """The host and port of a server that answers as the web does, and is no Redis."""
+def no_redis(
+    answer: bytes = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n",
+) -> Iterator[str]:
+    """The host and port of a server that closes after its `answer`, and is no Redis."""
 
     class Web(socketserver.BaseRequestHandler):
         def handle(self) -> None:
             self.request.recv(4096)
-            self.request.sendall(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n")
+            self.request.sendall(answer)
 
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Web) as server:
         thread = threading.Thread(target=server.serve_forever)

@@ -57,11 +57,17 @@ def noted(client: redis.Redis) -> int:
         ("nowhere.invalid:6379", "the name of its host is not known; check REDIS_URL"),
         ("{silent}", "it has not answered in time; check REDIS_URL"),
         ("{web}", "what answers there is no Redis; check REDIS_URL"),
+        ("{mute}", "it closed the connection; check that REDIS_URL names a Redis"),
     ],
 )
 def test_an_outage_says_what_it_is(host: str, said: str) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as silent, no_redis() as web:
-        address = host.format(silent=f"127.0.0.1:{silent.getsockname()[1]}", web=web)
+    with (
+        socket.create_server(("127.0.0.1", 0)) as silent,
+        no_redis() as web,
+        no_redis(answer=b"") as mute,
+    ):
+        silence = f"127.0.0.1:{silent.getsockname()[1]}"
+        address = host.format(silent=silence, web=web, mute=mute)
         bells = Doorbells(f"redis://{address}/0", timeout=0.5)
         with pytest.raises(BrokerUnavailable, match=f"Redis is not available: {said}"):
             bells.ping()

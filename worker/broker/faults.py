@@ -77,4 +77,6 @@ def _why(exc: BaseException) -> str:
     for kind, words in _CAUSES:
         if isinstance(cause, kind):
             return f"{words}; check REDIS_URL, or start Redis"
+    if "closed by server" in str(exc):  # before the first answer, and as it ends
+        return "it closed the connection; check that REDIS_URL names a Redis"
     return type(exc).__name__
