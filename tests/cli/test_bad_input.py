@@ -129,7 +129,7 @@ def test_without_redis_the_job_is_durable_all_the_same(process: Command, client:
     assert (said.code, said.out) == (0, "a  queued\n")
     assert said.err == (
         "Warning: 1 jobs are durable, their doorbells are late: Redis is not available:"
-        " ConnectionError.\n"
+        " the connection is refused; check REDIS_URL, or start Redis.\n"
     )
     assert client.job("a").state is State.QUEUED
 

@@ -9,7 +9,7 @@ import time
 import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
@@ -103,17 +103,24 @@ class Side:
         self.until(lambda: set(kinds) <= {event["type"] for event in list(self.heard[job_id])})
         return list(self.heard[job_id])
 
-    def listen(self, stop: threading.Event) -> None:
-        """Note every event that has a job's id, until `stop`."""
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Note every event that has a job's id."""
 
         def on_event(event: dict[str, Any]) -> None:
             self.heard[event.get("uuid", "")].append(event)
 
         with self.app.connection_for_read() as connection:
             receiver = self.app.events.Receiver(connection, handlers={"*": on_event})
-            while not stop.is_set():
-                with suppress(TimeoutError):
-                    receiver.capture(limit=None, timeout=0.5, wakeup=False)
+            # One capture: whatever is sent between two is lost, as Redis keeps no events.
+            capture = {"limit": None, "timeout": None, "wakeup": False}
+            listener = threading.Thread(target=receiver.capture, kwargs=capture)
+            listener.start()
+            try:
+                yield
+            finally:
+                receiver.should_stop = True
+                listener.join()
 
     def inspect(self) -> Any:
         """`app.control.inspect` of the threads worker."""
@@ -163,12 +170,8 @@ def both(folder: Path) -> Iterator[dict[str, Side]]:
         for process in started:
             process.wait_for_line("ready." if "celery" in process.argv else "Leading", 60)
         stack.callback(_forget_subscriptions, sides["stock"].app)
-        stop = threading.Event()
         for side_of in sides.values():
-            listener = threading.Thread(target=side_of.listen, args=(stop,))
-            listener.start()
-            stack.callback(listener.join)
-        stack.callback(stop.set)
+            stack.enter_context(side_of.listening())
         yield sides
 
 

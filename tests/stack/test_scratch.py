@@ -18,8 +18,9 @@ from worker.stack.scratch import VARIABLE
 
 #: A command with a folder, a child that hears no signal, and a child of that in another session.
 _COMMAND = """
-import os, pathlib, subprocess, sys, time
+import os, pathlib, signal, subprocess, sys, time
 from worker.stack.scratch import Scratch
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored where nohup runs the tests
 deaf = ("import signal, time, subprocess, sys\\n"
         "for n in (1, 2, 3, 15): signal.signal(n, signal.SIG_IGN)\\n"
         "if len(sys.argv) > 1: subprocess.Popen([sys.executable, '-c', sys.argv[1]],"

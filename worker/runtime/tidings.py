@@ -46,7 +46,8 @@ class Tidings:
 
     def __init__(self, claims: Claims, jobs: Callable[[Sequence[str]], list[Job]]) -> None:
         self._claims, self._jobs = claims, jobs
-        self._held: dict[Fence, _Held] = {}
+        # An attempt may have two: one with acks_late that rejects its job has failed, too.
+        self._held: dict[Fence, list[_Held]] = {}
         self._refused: dict[Fence, None] = {}
         self._lock = threading.Lock()
 
@@ -63,7 +64,7 @@ class Tidings:
         with self._lock:
             is_refused = fence in self._refused
             if not is_refused and self._claims.fence_of(fence.id) == fence:
-                self._held[fence] = held
+                self._held.setdefault(fence, []).append(held)
                 return
         if is_refused:
             # Not here: this may be the event loop, which does not wait for Postgres.
@@ -85,12 +86,9 @@ class Tidings:
             if not self._held:
                 return
             for end in written:
-                if (held := self._held.pop(end.fence, None)) is not None:
-                    told.append((end, held))
+                told.extend((end, held) for held in self._held.pop(end.fence, ()))
             dropped = {
-                end.fence: held
-                for end in stale
-                if (held := self._held.pop(end.fence, None)) is not None
+                end.fence: held[0] for end in stale if (held := self._held.pop(end.fence, ()))
             }
         try:
             self._tell(told)
