@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import math
 import random
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import psycopg2
@@ -34,9 +36,13 @@ BATCH = 500
 LEAST_RATE = 320.0
 #: The part of the drain rate at which jobs are enqueued; half is what the proof asks for.
 LOAD = 0.55
-#: Seconds that what was accepted is given to end, once nothing breaks any more.
-SETTLE = 900.0
-#: Seconds of these after which chords are joined, if nothing else is left.
+#: Seconds that what was accepted is given to end, once nothing breaks any more, and how many of
+#: these may pass without an end: half an hour leaves more jobs behind than a slow machine runs in
+#: a few minutes, and no job runs for as long as that.
+SETTLE, STUCK = 3600.0, 180.0
+#: Seconds between two looks at how many are left.
+LOOK_EVERY = 5.0
+#: Seconds of the settling after which chords are joined, if nothing else is left.
 JOINED = 20.0
 
 UNFINISHED = "SELECT count(*) FROM ledger.jobs WHERE state IN ('scheduled', 'queued', 'running')"
@@ -123,13 +129,14 @@ def produce(rig: Rig, rate: float, mix: dict[str, int]) -> None:
 
 
 def settle(rig: Rig, look: Callable[[], None]) -> None:
-    """Wait until every job has ended and Redis is empty, or for `SETTLE` seconds.
+    """Wait until every job has ended and Redis is empty, or nothing has ended for `STUCK` seconds.
 
     Entries that died with a worker before they were rows are put back only after a while: until
     then Redis holds jobs that nobody else knows of.
     """
     began = time.monotonic()
-    while time.monotonic() - began < SETTLE and not is_quiet(rig):
+    progress = _Progress(rig)
+    while not is_quiet(rig) and time.monotonic() - began < SETTLE and not progress.is_over():
         # What would join a chord whose enqueue was cut short looks for its parts for ever.
         if time.monotonic() - began > JOINED and _only_joins(rig):
             break
@@ -137,6 +144,25 @@ def settle(rig: Rig, look: Callable[[], None]) -> None:
         look()
         time.sleep(0.1)
     rig.note_clock()
+
+
+class _Progress:
+    """Whether ever fewer jobs are left."""
+
+    def __init__(self, rig: Rig) -> None:
+        self._rig = rig
+        self._least = math.inf
+        self._looked = self._moved = time.monotonic()
+
+    def is_over(self) -> bool:
+        """Whether none has ended for `STUCK` seconds."""
+        now = time.monotonic()
+        if now - self._looked >= LOOK_EVERY:
+            self._looked = now
+            with suppress(psycopg2.Error):
+                if (count := left(self._rig)) < self._least:
+                    self._least, self._moved = count, now
+        return now - self._moved > STUCK
 
 
 def _only_joins(rig: Rig) -> bool:

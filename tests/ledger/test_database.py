@@ -22,7 +22,7 @@ from tests.servers import Databases
 from worker.errors import LedgerError, LedgerUnavailable
 from worker.jobs.job import Finish, Message
 from worker.jobs.states import State
-from worker.ledger import prepared, silence
+from worker.ledger import prepared, session, silence
 from worker.ledger.database import Ledger
 from worker.ledger.enqueue import enqueue
 from worker.ledger.faults import NotDone, Refused
@@ -80,6 +80,35 @@ def test_an_outage_tells_nothing_of_the_payload(ledger: Ledger) -> None:
         connection.exec_driver_sql("SELECT pg_terminate_backend(pg_backend_pid()), %s", (SECRET,))
 
     assert SECRET not in told(caught.value)
+
+
+@pytest.mark.parametrize("each_time", [True, False], ids=["at-each-use", "once"])
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda door: door.run(lambda connection: connection.scalar(text("SELECT 1"))),
+        lambda door: door.run_each(lambda connection: connection.scalar(text("SELECT 1"))),
+        lambda door: door.rows(text("SELECT 1 AS one"))[0].one,
+        lambda door: (door.rows_at_once(Prepared("one", text("SELECT 1")), {}) or [(1,)])[0][0],
+    ],
+    ids=["run", "run_each", "rows", "rows_at_once"],
+)
+def test_a_dead_connection_that_is_due_to_be_judged_is_replaced(
+    ledger: Ledger,
+    open_ledger: Callable[..., Ledger],
+    monkeypatch: pytest.MonkeyPatch,
+    ask: Callable[[Ledger], Any],
+    each_time: bool,
+) -> None:
+    monkeypatch.setattr(session, "LOOK_EVERY", 0.0)
+    door = open_ledger()
+    ((pid,),) = door.execute("SELECT pg_backend_pid()")
+    if not each_time:
+        monkeypatch.setattr(session, "LOOK_EVERY", 60.0)
+    ledger.execute("SELECT pg_terminate_backend(:pid, 5000)", {"pid": pid})
+
+    assert ask(door) == 1
+    assert ask(door) == 1
 
 
 def test_a_standby_counts_as_away_and_is_left_for_the_primary(

@@ -103,12 +103,14 @@ def lend(driver: Any, record: Any, _: Any) -> None:
     """Give out no connection that would keep its statements for a COMMIT, nor one whose server was
     made unsafe by a reload of its configuration: a new one is judged as each is.
 
-    An exception of a signal handler may have come between the steps of a transaction.
+    An exception of a signal handler may have come between the steps of a transaction. One that is
+    known to be closed would not be found out by its user: the pool drops what a statement finds
+    dead, and before a transaction psycopg2 raises without one.
 
     Raises:
         DisconnectionError: the pool takes another one.
     """
-    if not driver.autocommit:
+    if driver.closed or not driver.autocommit:
         raise DisconnectionError
     due, trusts_storage = record.info.get(_LOOK, (None, False))
     if due is None or time.monotonic() < due:
@@ -118,8 +120,8 @@ def lend(driver: Any, record: Any, _: Any) -> None:
         with driver.cursor() as cursor:
             cursor.execute(_SETTINGS)
             found = dict(zip(JUDGED, cursor.fetchone(), strict=True))
-    except psycopg2.Error:
-        return  # whoever asked for the connection meets it too
+    except psycopg2.Error as exc:
+        raise DisconnectionError from exc
     if faults_of(found, trusts_storage=trusts_storage):
         raise DisconnectionError
 
